@@ -1,0 +1,34 @@
+"""`fairlead demo`: the study in a real browser, its table, and its page, from one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairlead.app import report, run
+from fairlead.judge import Verdict
+from fairlead.study import Progress
+
+PLAN = "demo"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the demo leaves: a run directory with Records, a verdict and a page."""
+
+    run_dir: Path
+    page: Path
+    verdict: Verdict
+
+
+def prepare(*, limit: int | None = None, runs: Path = Path("runs")) -> run.Job:
+    """The demo's plan, checked; BrowserError says what to install when there is no Chromium."""
+    return run.prepare(PLAN, limit=limit, runs=runs)
+
+
+def execute(job: run.Job, *, progress: Callable[[Progress], None] | None = None) -> Shown:
+    """Run what is missing, judge, and write the page."""
+    run.execute(job, progress=progress)
+    verdict = report.verdict(job.run_dir)
+    return Shown(job.run_dir, report.page(job.run_dir), verdict)

@@ -1,0 +1,154 @@
+"""`fairlead run`: a plan, what it will cost, and the study itself."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fairlead.app.catalogue import plan_path
+from fairlead.app.models import open_dictionary, open_model, use_threads
+from fairlead.core import plugins
+from fairlead.core.errors import FairleadError
+from fairlead.core.ledger import forward_flops
+from fairlead.core.plan import Plan, check_plan, parse_plan
+from fairlead.core.records import Run, check_unchanged
+from fairlead.study import Progress, run_study
+from fairlead.study.items import choose
+
+STEPS = 3  # agent steps an episode takes, for the preview only
+TOKENS = 60  # prompt tokens a step, for the preview only
+SECONDS = {"text": 0.01, "chromium": 0.06}  # per step on one CPU core with a pocket model, for the preview only
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan that has been checked, and the directory its Records belong in."""
+
+    plan: Plan
+    text: str
+    run_dir: Path
+
+    @property
+    def in_browser(self) -> bool:
+        return self.plan.task_options.get("front") == "chromium"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job will cost, before it costs anything. Estimates are of test episodes; fitting comes on top,
+    at most `tuning_trials` attempts an arm."""
+
+    question: str
+    run_dir: str
+    trials: int
+    episodes: int
+    done: int
+    steps: int
+    flops: float | None
+    minutes: float
+    tuning_trials: int | None
+    in_browser: bool
+
+
+def prepare(ref: str, *, limit: int | None = None, runs: Path = Path("runs"), run_dir: Path | None = None) -> Job:
+    """Read and check a plan. Raises before anything is written: PlanError, UnknownName, PlanChanged when
+    `run_dir` holds Records of another plan, BrowserError when the plan needs a browser and cannot have one."""
+    path = plan_path(ref)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FairleadError(f"{path} is not a text file", expected="TOML in UTF-8", got=str(error)) from error
+    plan = parse_plan(text).limited(limit)
+    check_plan(plan)
+    recorded = path.parent if path.name == "plan.toml" and (path.parent / "plan.json").exists() else None
+    job = Job(plan, _limited(text, plan), run_dir or recorded or runs / plan.run_id(path.stem))
+    check_unchanged(job.run_dir, plan)
+    if job.in_browser:
+        asyncio.run(_check_browser(int(plan.task_options.get("port", 0))))
+    return job
+
+
+def preview(job: Job) -> Preview:
+    """Count trials and episodes, and guess at the rest from the sizes of the weights."""
+    plan = job.plan
+    task = plugins.get("tasks", plan.task)(plan.options_for_task(plan.decoding[0]))
+    items = len(choose(task.items("test"), plan.n, plan.n_strata, f"task {plan.task!r}, split test"))
+    trials = plan.trials()
+    episodes = items * len(trials)
+    done = min(_recorded(job.run_dir), episodes)
+    steps = (episodes - done) * STEPS
+    costs = [_step_flops(t.model) for t in trials]
+    known = [c for c in costs if c is not None]
+    flops = steps * sum(known) / len(trials) if len(known) == len(costs) else None
+    seconds = SECONDS["chromium" if job.in_browser else "text"]
+    return Preview(
+        question=plan.question,
+        run_dir=str(job.run_dir),
+        trials=len(trials),
+        episodes=episodes,
+        done=done,
+        steps=steps,
+        flops=flops,
+        minutes=steps * seconds / 60,
+        tuning_trials=plan.budget.tuning_trials,
+        in_browser=job.in_browser,
+    )
+
+
+def execute(job: Job, *, progress: Callable[[Progress], None] | None = None, threads: int = 1) -> Run:
+    """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there."""
+    use_threads(1 if job.in_browser else threads)
+    return run_study(
+        job.plan,
+        job.run_dir,
+        load_model=partial(open_model, beside_browser=job.in_browser),
+        load_dictionary=open_dictionary,
+        progress=progress,
+        text=job.text,
+    )
+
+
+def _limited(text: str, plan: Plan) -> str:
+    """The plan's text with the limit written into it, so that plan.toml beside the Records is what was run."""
+    return re.sub(r"^n = \d+", f"n = {plan.n}", text, count=1, flags=re.MULTILINE)
+
+
+async def _check_browser(port: int) -> None:
+    from fairlead.tasks.shop.browser import find_browser
+    from fairlead.tasks.shop.server import ShopServer
+
+    find_browser()
+    server = await ShopServer.start(port)
+    await server.stop()
+
+
+def _recorded(run_dir: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in (run_dir / "trials").glob("*.jsonl"))
+
+
+def _step_flops(model: str) -> float | None:
+    """One step of a model whose weights lie on this machine; None otherwise. The embedding counts as a
+    matrix here, so that this is a little high."""
+    import json
+
+    from fairlead.lm.load import find
+
+    try:
+        path = find(model)
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        size = sum(p.stat().st_size for p in path.glob("*.safetensors"))
+        parameters = size / (2 if "16" in str(config.get("dtype", config.get("torch_dtype", ""))) else 4)
+        return forward_flops(
+            n_matmul=parameters,
+            tokens=TOKENS,
+            context=TOKENS,
+            n_layers=config["num_hidden_layers"],
+            d_model=config["hidden_size"],
+        )
+    except (FairleadError, KeyError, ValueError):
+        return None

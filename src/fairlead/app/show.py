@@ -1,0 +1,133 @@
+"""How results look in a terminal. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+WIDE = 200
+
+
+def json_value(value: Any) -> None:
+    """Any result as one JSON value on stdout; NaN is refused."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def table(columns: list[str], rows: list[list[str]]) -> None:
+    """Plain columns; brackets in a cell are text, not markup."""
+    grid = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    rich(grid)
+
+
+def rich(value: Any) -> None:
+    """Anything rich can draw. A file or a pipe has no width, so that nothing is cut there."""
+    console = Console(markup=False, highlight=False)
+    console.print(value) if console.is_terminal else Console(markup=False, highlight=False, width=WIDE).print(value)
+
+
+@contextmanager
+def bar(quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr, gone when the work is done."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as drawn:
+        yield drawn
+
+
+class StudyBar:
+    """A study's progress as two bars: trials done, and items of the trial at work."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.trials: TaskID = bar.add_task("trials", total=None)
+        self.items: TaskID = bar.add_task("", total=None)
+
+    def __call__(self, at: Any) -> None:
+        name = f"{at.trial.arm} on {at.trial.model}, {at.trial.decoding}"
+        ended = at.phase in ("done", "failed", "not_applicable")
+        self.bar.update(self.trials, total=at.trials, completed=at.index + ended)
+        self.bar.update(self.items, description=f"{at.phase} {name}", total=at.total or None, completed=at.done)
+        said = f"{at.phase.replace('_', ' ')}  {name}" + (f": {at.message}" if at.message else "")
+        if ended and (at.message or not self.bar.console.is_terminal):  # a log has no bar: one line a trial
+            click.echo(f"{at.index + 1}/{at.trials}  {said}", err=True)
+
+
+def preview(cost: Any) -> None:
+    """What a run will cost, before it does."""
+    click.echo(cost.question, err=True)
+    where = "Chromium" if cost.in_browser else "the text twin"
+    flops = "" if cost.flops is None else f", about {cost.flops:.1e} FLOPs"
+    left = f", {cost.done} already recorded" if cost.done else ""
+    tuning = "" if cost.tuning_trials is None else f"; fitting: at most {cost.tuning_trials} attempts an arm"
+    click.echo(
+        f"cost: {cost.trials} trials, {cost.episodes} episodes in {where}{left}; about {cost.steps} steps{flops}, "
+        f"{cost.minutes:.0f} min{tuning}",
+        err=True,
+    )
+    click.echo(f"run:  {cost.run_dir}", err=True)
+
+
+def verdict(found: Any) -> None:
+    """A verdict with its reasons, checks and warnings."""
+    click.echo(f"verdict: {found.status}")
+    for reason in found.reasons:
+        click.echo(f"  {reason}")
+    for check in found.checks:
+        click.echo(f"  {check.result:<13} {check.name}: {check.detail}")
+    for warning in found.warnings:
+        click.echo(f"  warning: {warning}")
+
+
+def card(card: dict[str, Any]) -> None:
+    """A feature card in a few lines."""
+
+    def number(name: str) -> str:
+        return "not measured" if card.get(name) is None else f"{card[name]:.3g}"
+
+    click.echo(f"latent {card['index']} at {card['site']}: {card.get('label') or 'no label'}")
+    click.echo(f"  density {number('density')}, largest {number('max_activation')}, effect {number('effect')}")
+    for context in card.get("top_contexts", [])[:3]:
+        words = [f"[[{t}]]" if i == context["highlight"] else t for i, t in enumerate(context["tokens"])]
+        click.echo(f"  {context['value']:8.3f}  {' '.join(''.join(words).split())}")
+
+
+def comparison(found: Any) -> None:
+    """`steer`: each decision point, default beside steered, and whether each edit fired."""
+    click.echo(f"{found.model}   {found.edits}   {found.fingerprint[:12]}")
+    for step in found.steps:
+        same = "  (the same)" if step.default == step.steered else ""
+        click.echo(f"\nstep {step.step}  {step.where}\n  default  {step.default}\n  steered  {step.steered}{same}")
+        if step.options:
+            rows = [[f"  {o.action}", f"{o.default:.3f}", f"{o.steered:.3f}", o.label] for o in step.options]
+            table(["  action", "default", "steered", ""], rows)
+        for edit in step.edits:
+            before, after = (("not measured" if x is None else f"{x:.3f}") for x in (edit.before, edit.after))
+            did = f"fired on {edit.fired} of {edit.seen} tokens" if edit.fired else f"DID NOT FIRE ({edit.seen} tokens)"
+            click.echo(f"  {edit.edit}: {did}; activation {before} -> {after}")
+
+
+def checks(found: Sequence[Any]) -> None:
+    """The doctor's report."""
+    for check in found:
+        click.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<22} {check.found}")
+        if check.do:
+            click.echo(f"{'':9}do: {check.do}")

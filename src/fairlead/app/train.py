@@ -1,0 +1,93 @@
+"""`fairlead train-dictionary`: a sparse dictionary fitted on a model's own activations, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fairlead.app.models import open_model
+from fairlead.core.errors import FairleadError, LoadError
+from fairlead.core.ledger import dictionary_training_flops
+from fairlead.core.types import Message, Messages
+from fairlead.dictionaries import TrainConfig
+from fairlead.dictionaries.stream import harvest
+
+ROWS_PER_PROMPT = 300  # tokens a shop prompt has, for the preview only
+
+
+@dataclass(frozen=True)
+class Training:
+    """What to train, checked, and where the result goes."""
+
+    model: str
+    config: TrainConfig
+    rows: int
+    out: Path
+    texts: Path | None
+    flops: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out: quality on held-out rows, and what it cost."""
+
+    path: str
+    statistics: dict[str, Any]
+    training_flops: float | None
+
+
+def prepare(model: str, site: str, config: TrainConfig, *, rows: int, out: Path, texts: Path | None = None) -> Training:
+    """Check everything that can be checked without training. Raises before anything is written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FairleadError(f"{out} is there already", expected="a new directory", do="remove it, or choose another")
+    if texts is not None and not texts.is_file():
+        raise LoadError(f"no file {texts}", expected="a text file, one prompt a line", got=str(texts))
+    subject = open_model(model)
+    if site not in subject.sites:
+        raise FairleadError(f"{model} has no site {site!r}", expected=", ".join(subject.sites), got=site)
+    config = replace(config, site=site, name=config.name or f"{model.rpartition('/')[2]}@{site}")
+    used = config.steps * config.batch
+    flops = dictionary_training_flops(d_model=subject.d_model, n_features=config.n_features, tokens=used)
+    return Training(model, config, rows, out, texts, flops)
+
+
+def execute(job: Training, *, progress: Callable[[str, int, int], None] | None = None) -> Trained:
+    """Harvest activations, train, measure, save. The directory appears whole or not at all."""
+    import torch
+
+    from fairlead import dictionaries
+    from fairlead.dictionaries.train import train
+
+    say = progress or (lambda _phase, _done, _total: None)
+    subject = open_model(job.model)
+    got: list[torch.Tensor] = []
+    seen = 0
+    for part in harvest(subject, _prompts(job), job.config.site, limit=job.rows):
+        got.append(part)
+        seen += len(part)
+        say("activations", min(seen, job.rows), job.rows)
+    rows = torch.cat(got)
+    cost = subject.meter.snapshot().flops
+    dictionary = train(rows, job.config, lambda i, n, _measures: say("training", i, n), harvest_flops=cost)
+    dictionaries.save(dictionary, job.out)
+    statistics = dict(dictionary.metadata.get("statistics", {}))
+    return Trained(str(job.out), statistics, dictionary.training_flops)
+
+
+def _prompts(job: Training) -> Iterable[Messages]:
+    if job.texts is not None:
+        lines = [line for line in job.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [(Message("user", line),) for line in lines]
+    return islice(_shop_prompts(job.model, job.config.seed), 2 * job.rows)
+
+
+def _shop_prompts(model: str, seed: int) -> Iterator[Messages]:
+    """What the shop's pretrain grammar gives to read: a pocket model's own mixture, else the even one."""
+    from fairlead.worlds import mixture
+
+    found = mixture.MIXTURES.get(model.rpartition("/")[2], mixture.TRUNK)
+    for example in mixture.examples(found, seed):
+        yield example.messages

@@ -1,0 +1,326 @@
+"""The command line: parse, call app, print. Every verb has --json, and an example in its --help.
+
+A FairleadError is one message on stderr and exit code 2; so is a wrong option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+import fairlead
+from fairlead.app import show
+from fairlead.app.catalogue import GROUPS
+from fairlead.core.errors import FairleadError
+
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    """Shows what went wrong instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FairleadError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in ("run", "demo") else ""
+            click.echo(f"stopped{goes_on}", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(fairlead.__version__, prog_name="fairlead")
+def main() -> None:
+    """Steer a language model with the features inside it, and prove in a fair fight that it helped."""
+
+
+# ---- shared options
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead of text.")
+threads = click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Torch threads.")
+limit_n = click.option("--limit", type=click.IntRange(min=1), help="At most this many test instances.")
+runs_in = click.option(
+    "--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True,
+    help="Where run directories are made.",
+)  # fmt: skip
+run_at = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+model_at = click.option("--model", default="pocket/shopper-s", show_default=True, help="pocket/NAME or a directory.")
+
+
+# ---- verbs
+
+
+@main.command()
+@click.argument("plan")
+@limit_n
+@runs_in
+@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
+@click.option("--dry", is_flag=True, help="Check the plan and preview the cost; run nothing.")
+@threads
+@as_json
+def run(plan: str, limit: int | None, runs: Path, run_dir: Path | None, dry: bool, threads: int, as_json: bool) -> None:
+    """Run a study: PLAN is a TOML file, or the name of one that ships. Interrupted, it goes on when run again.
+
+    \b
+    Example: fairlead run studies/shop.toml --limit 5
+    """
+    from fairlead.app import run as verb
+
+    job = verb.prepare(plan, limit=limit, runs=runs, run_dir=run_dir)
+    cost = verb.preview(job)
+    if dry:
+        show.json_value(cost) if as_json else show.preview(cost)
+        return
+    show.preview(cost)
+    with show.bar(as_json) as bar:
+        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads)
+    states = [{**dataclasses.asdict(t.trial), "status": t.status, "reason": t.reason, "records": t.records}
+              for t in found.trials]  # fmt: skip
+    if as_json:
+        show.json_value({"run": str(job.run_dir), "plan": job.plan.hash, "trials": states})
+    else:
+        show.table(
+            ["arm", "model", "decoding", "status", "records", ""],
+            [[s["arm"], s["model"], s["decoding"], s["status"], str(s["records"]), s["reason"]] for s in states],
+        )
+        click.echo(f"next: fairlead judge {job.run_dir}; fairlead report {job.run_dir}")
+    if any(s["status"] == "failed" for s in states):
+        raise FairleadError("a trial failed", got="see the reasons above", do="mend it and run the same command again")
+
+
+@main.command()
+@click.argument("plan")
+@click.option("--model", help="One of the plan's models.  [default: the first]")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many instances of train and of validation.")
+@threads
+@as_json
+def find(plan: str, model: str | None, limit: int | None, threads: int, as_json: bool) -> None:
+    """Find the features behind a plan's failures: found on train, chosen on validation, shown on cards.
+
+    \b
+    Example: fairlead find studies/demo.toml --limit 20
+    """
+    from fairlead.app import find as verb
+
+    job = verb.prepare(plan, model=model, limit=limit)
+    click.echo(
+        f"cost: {len(job.train)} train and {len(job.validation)} validation episodes of {job.model} on the text twin, "
+        f"then a search over {job.dictionary}: minutes",
+        err=True,
+    )
+    with show.bar(as_json) as bar:
+        task = bar.add_task("episodes", total=len(job.train) + len(job.validation))
+        found = verb.execute(job, progress=lambda done, _: bar.update(task, completed=done), threads=threads)
+    if as_json:
+        show.json_value(found)
+        return
+    for card in found.about.get("cards", []):
+        show.card(card)
+    if found.edit:
+        click.echo(f'edit: {found.edit}\nnext: fairlead steer "{found.edit}" --model {found.model} '
+                   f'--dictionary "{found.dictionary}" --shop validation/promo/0/on')  # fmt: skip
+    else:
+        click.echo("edit: none; doing nothing was best on validation")
+
+
+@main.command()
+@run_at
+@as_json
+def judge(run_dir: Path, as_json: bool) -> None:
+    """Judge a run by its own plan: supported, refuted or inconclusive, with every reason. Writes verdict.json.
+
+    \b
+    Example: fairlead judge runs/demo-1a2b3c4d
+    """
+    from fairlead.app import report as verb
+
+    found = verb.verdict(run_dir)
+    show.json_value(found.to_json()) if as_json else show.verdict(found)
+
+
+@main.command()
+@run_at
+@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN/report.html]")
+@click.option("--csv", is_flag=True, help="Print the headline table as CSV instead.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many instances in the page's replay.")
+@as_json
+def report(run_dir: Path, other: Path | None, out: Path | None, csv: bool, limit: int | None, as_json: bool) -> None:
+    """Write a run's page and print its table; with OTHER, compare two runs.
+
+    \b
+    Example: fairlead report runs/demo-1a2b3c4d
+    Example: fairlead report runs/demo-1a2b3c4d runs/demo-5e6f7a8b --out compared.html
+    """
+    from fairlead.app import report as verb
+
+    if other is not None:
+        page = verb.comparison_page(run_dir, other, out) if out else None
+        if as_json:
+            show.json_value(verb.comparison(run_dir, other))
+        else:
+            show.rich(verb.comparison_table(run_dir, other))
+    elif csv:
+        click.echo(verb.as_csv(run_dir), nl=False)
+        return
+    else:
+        found = verb.verdict(run_dir)
+        page = verb.page(run_dir, out, limit=limit)
+        if as_json:
+            show.json_value({"page": page, "verdict": found.status, "rows": verb.as_rows(run_dir)})
+            return
+        show.rich(verb.table(run_dir))
+    if page is not None:
+        click.echo(f"page: {page}", err=as_json)
+
+
+@main.command()
+@limit_n
+@runs_in
+@as_json
+def demo(limit: int | None, runs: Path, as_json: bool) -> None:
+    """Run the demo study in a real Chromium, print its table and write its page. Minutes on two cores.
+
+    \b
+    Example: fairlead demo --limit 5
+    """
+    from fairlead.app import demo as verb
+    from fairlead.app import report as shown
+    from fairlead.app.run import preview
+
+    job = verb.prepare(limit=limit, runs=runs)
+    show.preview(preview(job))
+    with show.bar(as_json) as bar:
+        found = verb.execute(job, progress=show.StudyBar(bar))
+    if as_json:
+        show.json_value({"run": found.run_dir, "page": found.page, "verdict": found.verdict.to_json()})
+        return
+    show.rich(shown.table(found.run_dir))
+    click.echo(f"page: {found.page}")
+
+
+@main.command()
+@click.argument("edits")
+@click.option("--prompt", help="A user message.")
+@click.option("--system", default="", help="A system line for --prompt.")
+@click.option("--action", "actions", multiple=True, help="A possible answer to --prompt; may be repeated.")
+@click.option("--shop", "item", help="A shop instance instead, such as validation/promo/3/on.")
+@model_at
+@click.option("--dictionary", multiple=True, help="NAME@SITE or a directory; may be repeated.  [default: the model's]")
+@click.option("--vectors", type=click.Path(path_type=Path), help="A safetensors file of stored vectors ($name).")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most this many steps.")
+@as_json
+def steer(
+    edits: str, prompt: str | None, system: str, actions: tuple[str, ...], item: str | None, model: str,
+    dictionary: tuple[str, ...], vectors: Path | None, limit: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Show what EDITS, a line of the edit language, change: default beside steered, and how often each fired.
+
+    \b
+    Example: fairlead steer "12 = 0 at last" --shop validation/promo/3/on
+    """
+    from fairlead.app import steer as verb
+
+    if (prompt is None) == (item is None):
+        raise click.UsageError("give --prompt or --shop, one of the two")
+    if item is not None:
+        found = verb.on_shop(edits, item, model=model, dictionary=dictionary, vectors=vectors, limit=limit)
+    else:
+        found = verb.on_prompt(
+            edits, prompt or "", model=model, dictionary=dictionary, vectors=vectors, system=system, actions=actions
+        )
+    show.json_value(found) if as_json else show.comparison(found)
+
+
+@main.command("train-dictionary")
+@model_at
+@click.option("--site", required=True, help="Where to read, such as resid.1.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="A new directory for the result.")
+@click.option("--features", type=click.IntRange(min=2), default=1024, show_default=True, help="Number of latents.")
+@click.option("--kind", type=click.Choice(["topk", "batchtopk", "matryoshka", "relu"]), default="batchtopk",
+              show_default=True, help="Family.")  # fmt: skip
+@click.option("--k", type=click.IntRange(min=1), default=32, show_default=True, help="Latents on, per token.")
+@click.option("--steps", type=click.IntRange(min=1), default=2000, show_default=True, help="Training steps.")
+@click.option("--batch", type=click.IntRange(min=1), default=1024, show_default=True, help="Activations a step.")
+@click.option("--limit", "rows", type=click.IntRange(min=100), default=200_000, show_default=True,
+              help="At most this many activations.")  # fmt: skip
+@click.option("--texts", type=click.Path(path_type=Path), help="Prompts, one a line.  [default: the shop's own text]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@threads
+@as_json
+def train_dictionary(
+    model: str, site: str, out: Path, features: int, kind: Any, k: int, steps: int, batch: int, rows: int,
+    texts: Path | None, seed: int, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a sparse dictionary on a model's activations and save it in the SAELens layout.
+
+    \b
+    Example: fairlead train-dictionary --site resid.1 --features 256 --steps 200 --out my-dictionary
+    """
+    from fairlead.app import train as verb
+    from fairlead.app.models import use_threads
+    from fairlead.app.train import TrainConfig
+
+    use_threads(threads)
+    config = TrainConfig(n_features=features, kind=kind, k=k, steps=steps, batch=batch, seed=seed)
+    job = verb.prepare(model, site, config, rows=rows, out=out, texts=texts)
+    click.echo(
+        f"cost: up to {rows} activations to read, {steps} steps of {batch}: about {job.flops:.1e} FLOPs of training",
+        err=True,
+    )
+    with show.bar(as_json) as bar:
+        tasks: dict[str, Any] = {}
+
+        def say(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = bar.add_task(phase, total=total)
+            bar.update(tasks[phase], completed=done)
+
+        found = verb.execute(job, progress=say)
+    if as_json:
+        show.json_value(found)
+        return
+    for name, value in found.statistics.items():
+        click.echo(f"{name:<24} {value}")
+    click.echo(f"saved: {found.path}")
+
+
+@main.command("list")
+@click.argument("group", type=click.Choice(GROUPS), required=False)
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many of each group.")
+@as_json
+def list_(group: str | None, limit: int | None, as_json: bool) -> None:
+    """List what can be named: tasks, methods, dictionary families, models, dictionaries, studies.
+
+    \b
+    Example: fairlead list methods
+    """
+    from fairlead.app.catalogue import entries
+
+    found = [entry for g in ([group] if group else GROUPS) for entry in entries(g)[:limit]]
+    if as_json:
+        show.json_value(found)
+        return
+    show.table(["group", "name", ""], [[e.group, e.name, e.about] for e in found])
+
+
+@main.command()
+@as_json
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has and what it lacks. Exit code 1 when something is missing.
+
+    \b
+    Example: fairlead doctor
+    """
+    from fairlead.app.doctor import checks
+
+    found = checks()
+    show.json_value(found) if as_json else show.checks(found)
+    ctx.exit(0 if all(check.ok for check in found) else 1)

@@ -1,0 +1,150 @@
+"""Where the named places of a model are, found by structure, and how a hook gets there and away again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairlead.core.errors import FairleadError, LoadError, NotApplicable, UnknownName
+from fairlead.lm.hooks import ForwardInfo, SiteHook
+
+KINDS = ("resid", "resid_pre", "attn", "mlp")
+
+
+class Sites:
+    """The decoder blocks of a model and what they are made of.
+
+    "resid.L" is what block L puts out, "resid_pre.L" what it takes in, "attn.L" and "mlp.L" what its
+    attention and its MLP add to the stream, so that resid_pre + attn + mlp = resid in pre-norm blocks.
+    """
+
+    def __init__(self, model: nn.Module, n_layers: int) -> None:
+        self.blocks = _blocks(model, n_layers)
+        self.attn = [_child(block, ("attn", "attention")) for block in self.blocks]
+        self.mlp = [_child(block, ("mlp", "feed_forward")) for block in self.blocks]
+
+        self.additive = True
+        self.additive = self._adds_up(model)
+
+    def _adds_up(self, model: Any) -> bool:
+        """Whether resid_pre + attn + mlp = resid in block 0, tried on one token."""
+        found: dict[str, Tensor] = {}
+
+        def keep(site: str) -> tuple[str, SiteHook]:
+            return site, lambda hidden, _: found.setdefault(site, hidden)
+
+        hooks = [keep(f"{kind}.0") for kind in KINDS]
+        with ExitStack() as stack, torch.inference_mode():
+            Attached(stack, self, hooks, None)
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        total = found["resid_pre.0"] + found["attn.0"] + found["mlp.0"]
+        scale = float(found["resid.0"].abs().max()) + 1e-6
+        return float((total - found["resid.0"]).abs().max()) < 0.02 * scale
+
+    def names(self) -> list[str]:
+        """Every site, e.g. ["resid.0", ..., "mlp.3"]."""
+        kinds = KINDS if self.additive else ("resid", "resid_pre")
+        return [f"{kind}.{layer}" for kind in kinds for layer in range(len(self.blocks))]
+
+    def place(self, site: str) -> tuple[str, nn.Module]:
+        """(kind, module) of a site. UnknownName when there is no such site."""
+        kind, _, layer = site.partition(".")
+        if kind not in KINDS or not layer.isascii() or not layer.isdigit() or int(layer) >= len(self.blocks):
+            last = len(self.blocks) - 1
+            raise UnknownName(
+                f"no site {site!r} in this model",
+                expected=f"{', '.join(KINDS)} with a layer 0..{last}, e.g. resid.{last}",
+                got=site,
+            )
+        if kind in ("attn", "mlp") and not self.additive:
+            raise NotApplicable(
+                f"{site} is not what this model adds to its residual stream",
+                expected="blocks in which resid_pre + attn + mlp = resid",
+                do="use resid or resid_pre sites with this architecture",
+            )
+        modules = {"resid": self.blocks, "resid_pre": self.blocks, "attn": self.attn, "mlp": self.mlp}[kind]
+        return kind, modules[int(layer)]
+
+
+class Attached:
+    """Hooks that are in the model until `stack` closes; knows which of them ran."""
+
+    def __init__(
+        self, stack: ExitStack, sites: Sites, hooks: Sequence[tuple[str, SiteHook]], info: ForwardInfo | None
+    ) -> None:
+        self._asked = [site for site, _ in hooks]
+        self._ran = [False] * len(hooks)
+        for index, (site, hook) in enumerate(hooks):
+            kind, module = sites.place(site)
+            if kind == "resid_pre":
+                before = self._before(index, site, hook, info)
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            else:
+                handle = module.register_forward_hook(self._after(index, site, hook, info))
+            stack.callback(handle.remove)
+
+    def check(self) -> None:
+        """Raises when a hook was asked for and its site never ran: never unsteered in silence."""
+        silent = [site for site, ran in zip(self._asked, self._ran, strict=True) if not ran]
+        if silent:
+            raise FairleadError(
+                f"the model's forward never reached {', '.join(silent)}",
+                expected="every hooked site runs in every forward",
+                do="this architecture needs its own entry in fairlead.lm.sites; nothing was returned unsteered",
+            )
+
+    def _after(self, index: int, site: str, hook: SiteHook, info: ForwardInfo | None) -> Any:
+        def run(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self._ran[index] = True
+            new = _checked(site, hidden, hook(hidden, info))  # type: ignore[arg-type]
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return run
+
+    def _before(self, index: int, site: str, hook: SiteHook, info: ForwardInfo | None) -> Any:
+        def run(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self._ran[index] = True
+            new = _checked(site, hidden, hook(hidden, info))  # type: ignore[arg-type]
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+        return run
+
+
+def _checked(site: str, old: Tensor, new: Tensor) -> Tensor:
+    if new is not old and (new.shape != old.shape or new.dtype != old.dtype):
+        raise FairleadError(
+            f"the hook at {site} changed the shape or type of the activations",
+            expected=f"{tuple(old.shape)} {old.dtype}",
+            got=f"{tuple(new.shape)} {new.dtype}",
+        )
+    return new
+
+
+def _blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and len({type(m) for m in module}) == 1:
+            return list(module)
+    raise LoadError(
+        "cannot find the decoder blocks of this model",
+        expected=f"one ModuleList of {n_layers} equal blocks",
+        got=type(model).__name__,
+        do="use a Llama-like decoder",
+    )
+
+
+def _child(block: nn.Module, words: tuple[str, ...]) -> nn.Module:
+    found = [m for name, m in block.named_children() if any(w in name for w in words) and "norm" not in name]
+    if len(found) != 1:
+        raise LoadError(
+            f"cannot tell which part of {type(block).__name__} is its {words[0]}",
+            expected="one child module",
+            got=f"{len(found)}",
+            do="use a Llama-like decoder",
+        )
+    return found[0]

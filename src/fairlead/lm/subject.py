@@ -1,0 +1,425 @@
+"""A model on this machine as a Subject: it acts, scores, and lets its activations be read and edited."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fairlead.core.errors import FairleadError
+from fairlead.core.types import EditReport, Generation, Messages
+from fairlead.lm.chat import Prompt, with_system
+from fairlead.lm.checkpoint import Checkpoint
+from fairlead.lm.forwards import Forwards, Packed, Reports, Row
+from fairlead.lm.hooks import SiteHook
+from fairlead.lm.seats import SeatGroup
+from fairlead.lm.tree import Tree, grow
+
+Metric = Callable[[Tensor], Tensor] | Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One thing asked of a Subject, rendered. `tree` is None for free decoding."""
+
+    prompt: Prompt
+    step: int
+    max_tokens: int
+    options: tuple[str, ...] = ()
+    tree: Tree | None = None
+    acts: bool = True  # an action is chosen; False when continuations are only scored
+    slot: int = 1  # which set of edits the row gets, where the hooks hold several
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What `attribution` returns, one entry a prompt: activations and gradients [P, d] of its prompt tokens,
+    the continuations' log-probabilities [a], and the metric's value."""
+
+    activations: list[Tensor]
+    gradients: list[Tensor]
+    logprobs: list[Tensor]
+    metric: list[float]
+
+
+class LocalSubject:
+    """A Subject whose weights are in this process. A value but for its settings: `prompted` and `edited`
+    return new Subjects that share the weights.
+
+    Settings, inherited by derived Subjects: `meter` is charged with every forward (None: not at all);
+    `threaded` runs forwards beside the event loop, for when a browser shares it; `max_batch` splits larger
+    batches, in order; `stop_at_newline` ends free decoding at the first line.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        meter: Any = None,
+        system: tuple[str, ...] = (),
+        hooks: tuple[tuple[str, SiteHook], ...] = (),
+        edits: tuple[str, ...] = (),
+        reports: tuple[Reports, ...] = (),
+        hook_flops: float = 0.0,
+        threaded: bool = False,
+        max_batch: int = 32,
+        stop_at_newline: bool = False,
+    ) -> None:
+        self.checkpoint, self.meter = checkpoint, meter
+        self.threaded, self.max_batch, self.stop_at_newline = threaded, max_batch, stop_at_newline
+        self._system, self._hooks, self._edits, self._reports = system, hooks, edits, reports
+        self._hook_flops = hook_flops
+        self.name = checkpoint.name
+        self.model, self.tokenizer = checkpoint.model, checkpoint.chat.tokenizer
+        self.d_model, self.n_layers = checkpoint.shape.d_model, checkpoint.shape.n_layers
+        self._group: SeatGroup[Request] = SeatGroup(self._answer)
+        self._newlines: frozenset[int] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, tokenizer, system lines, edits and stopping: all that changes what comes out."""
+        parts = [self.checkpoint.fingerprint, repr(self._system), repr(self._edits), repr(self.stop_at_newline)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def sites(self) -> list[str]:
+        """Every site that can be read or edited."""
+        return self.checkpoint.sites.names()
+
+    # ---- derived Subjects
+
+    def prompted(self, system: str) -> LocalSubject:
+        """This Subject with `system` appended to every prompt's system line, on a line of its own."""
+        return self._derive(system=(*self._system, system))
+
+    def edited(
+        self,
+        hooks: Mapping[str, SiteHook] | Sequence[tuple[str, SiteHook]],
+        fingerprint: str,
+        reports: Reports,
+        flops_per_token: float = 0.0,
+    ) -> LocalSubject:
+        """This Subject with hooks at sites, after those it has. `reports()` is called once after each batch,
+        gives one tuple of EditReports a request, and starts counting afresh. `flops_per_token` is what the
+        hooks add to a forward; it goes to the meter."""
+        pairs = tuple(hooks.items()) if isinstance(hooks, Mapping) else tuple(hooks)
+        for site, _ in pairs:
+            self.checkpoint.sites.place(site)
+        return self._derive(
+            hooks=(*self._hooks, *pairs),
+            edits=(*self._edits, fingerprint),
+            reports=(*self._reports, reports),
+            hook_flops=self._hook_flops + flops_per_token,
+        )
+
+    def metered(self, meter: Any) -> LocalSubject:
+        """This Subject, charging another meter."""
+        return self._derive(meter=meter)
+
+    def _derive(self, **change: Any) -> LocalSubject:
+        kept = {
+            "meter": self.meter, "system": self._system, "hooks": self._hooks, "edits": self._edits,
+            "reports": self._reports, "hook_flops": self._hook_flops, "threaded": self.threaded,
+            "max_batch": self.max_batch, "stop_at_newline": self.stop_at_newline,
+        }  # fmt: skip
+        return LocalSubject(self.checkpoint, **{**kept, **change})
+
+    # ---- the Subject protocol
+
+    async def generate(
+        self, prompt: Messages, *, step: int = 0, legal: Sequence[str] | None = None, max_tokens: int = 32
+    ) -> Generation:
+        """The next assistant turn: with `legal`, the most probable of those strings, each followed by the
+        token that ends a turn; without, greedy decoding up to `max_tokens` or the end of the turn."""
+        answer: Generation = (await self._answer([self._request(prompt, step, legal, max_tokens)]))[0]
+        return answer
+
+    async def logprobs(self, prompt: Messages, continuations: Sequence[str], *, step: int = 0) -> tuple[float, ...]:
+        """log p(continuation | prompt), one each, summed over tokens, in nats; the turn is not ended."""
+        answer: tuple[float, ...] = (await self._answer([self._scoring(prompt, step, continuations)]))[0]
+        return answer
+
+    def seat(self, order: int, slot: int = 1) -> AbstractAsyncContextManager[Seat]:
+        """A seat in this Subject's lockstep group, taken by this call and given up when its context is left.
+        Make all seats before the first episode starts, and no batch depends on timing. A seat that is
+        never entered keeps the others waiting. `slot` says which set of edits its rows get, where the hooks
+        hold several; every seat of a group may have another."""
+        self._group.take(order)
+        return _Place(Seat(self, order, slot=slot))
+
+    # ---- batches, without an event loop
+
+    def action_logprobs(
+        self,
+        prompts: Sequence[Messages],
+        legal: Sequence[Sequence[str]],
+        steps: Sequence[int] | None = None,
+        *,
+        slots: Sequence[int] | None = None,
+        end_turn: bool = True,
+    ) -> list[Tensor]:
+        """log p of every legal action of every prompt, as `generate` has them: a tensor [n_legal] a prompt."""
+        rows, trees = self._rows(prompts, steps, slots), self._trees(prompts, legal, end_turn)
+        out: list[Tensor] = []
+        with self._alone(), torch.inference_mode():
+            for part in _parts(len(rows), self.max_batch):
+                out += self._forwards().score(rows[part], trees[part], lambda _: 0)
+                self._collect(len(rows[part]))
+        return [scores.clone() for scores in out]
+
+    def activations(
+        self,
+        prompts: Sequence[Messages],
+        sites: Sequence[str],
+        tokens: Literal["last", "all"] = "last",
+        steps: Sequence[int] | None = None,
+        *,
+        slots: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """Activations at `sites`, after this Subject's own edits: at the decision token ("last") a tensor
+        [N, d] a site, at "all" prompt tokens a list of N tensors [P, d]. A prompt that ends with the
+        assistant's turn is read as a finished transcript."""
+        rows = self._rows(prompts, steps, slots)
+        self.checkpoint.fits(max((len(row.ids) for row in rows), default=0))
+        out: dict[str, list[Tensor]] = {site: [] for site in sites}
+        with self._alone():
+            for part in _parts(len(rows), self.max_batch):
+                with torch.inference_mode():
+                    found, packed = self._forwards().read(rows[part], sites)
+                for site in out:
+                    out[site] += [found[site][:, -1].clone()] if tokens == "last" else _cut(found[site], packed)
+                self._collect(len(rows[part]))
+        return {site: torch.cat(got) if tokens == "last" else got for site, got in out.items()}
+
+    def attribution(
+        self,
+        prompts: Sequence[Messages],
+        legal: Sequence[Sequence[str]],
+        metrics: Sequence[Metric],
+        site: str,
+        steps: Sequence[int] | None = None,
+        *,
+        end_turn: bool = True,
+    ) -> Attribution:
+        """Gradients of a metric over the actions' log-probabilities with respect to the activations at `site`.
+
+        A metric is a function of a prompt's log-probabilities [n_legal], or weights for their sum. The
+        gradient is exact for an edit of the prompt tokens at `site`; it is charged as two forwards' FLOPs.
+        """
+        rows, trees = self._rows(prompts, steps, None), self._trees(prompts, legal, end_turn)
+        result = Attribution([], [], [], [])
+        with self._alone():
+            for part in _parts(len(rows), self.max_batch):
+                values: list[Tensor] = []
+
+                def total(scores: list[Tensor], part: slice = part, values: list[Tensor] = values) -> Tensor:
+                    values += [_value(m, s) for m, s in zip(metrics[part], scores, strict=True)]
+                    return torch.stack(values).sum()
+
+                acts, grads, scores, packed = self._forwards().differentiate(rows[part], trees[part], total, site)
+                result.activations.extend(_cut(acts, packed))
+                result.gradients.extend(_cut(grads, packed))
+                result.logprobs.extend(scores)
+                result.metric.extend(float(v.detach()) for v in values)
+                self._collect(len(rows[part]))
+        return result
+
+    def tokens(self, prompt: Messages) -> Prompt:
+        """The prompt as this Subject reads it, its own system lines included: text, ids and offsets."""
+        for line in self._system:
+            prompt = with_system(prompt, line)
+        return self.checkpoint.chat.prompt(tuple(prompt))
+
+    # ---- inside
+
+    def _request(self, prompt: Messages, step: int, legal: Sequence[str] | None, max_tokens: int) -> Request:
+        if legal is None:
+            if max_tokens < 1:
+                raise FairleadError("nothing to generate", expected="max_tokens of at least 1", got=f"{max_tokens}")
+            request = Request(self.tokens(prompt), step, max_tokens)
+            self.checkpoint.fits(len(request.prompt.ids) + max_tokens)
+            return request
+        return self._scoring(prompt, step, legal, acts=True)
+
+    def _scoring(self, prompt: Messages, step: int, options: Sequence[str], acts: bool = False) -> Request:
+        tree = self._tree(tuple(options), acts)
+        request = Request(self.tokens(prompt), step, 0, tuple(options), tree, acts)
+        self.checkpoint.fits(len(request.prompt.ids) + max(tree.lengths))
+        return request
+
+    def _tree(self, options: tuple[str, ...], end_turn: bool) -> Tree:
+        if not options:
+            raise FairleadError("no action to choose from", expected="at least one legal action")
+        chat = self.checkpoint.chat
+        end = (chat.end_id,) if end_turn and chat.end_id is not None else ()
+        return grow([(*chat.action(text), *end) for text in options])
+
+    def _trees(self, prompts: Sequence[Messages], legal: Sequence[Sequence[str]], end_turn: bool) -> list[Tree]:
+        trees = [self._tree(tuple(options), end_turn) for options in legal]
+        for prompt, tree in zip(prompts, trees, strict=True):
+            self.checkpoint.fits(len(self.tokens(prompt).ids) + max(tree.lengths))
+        return trees
+
+    async def _answer(self, requests: Sequence[Request]) -> list[Any]:
+        if self.threaded:
+            return await asyncio.to_thread(self._run, requests)
+        return self._run(requests)
+
+    def _run(self, requests: Sequence[Request]) -> list[Any]:
+        """Answers scored requests and free ones in batches of `max_batch`, in order."""
+        answers: list[Any] = [None] * len(requests)
+        scored = [i for i, r in enumerate(requests) if r.tree is not None]
+        free = [i for i, r in enumerate(requests) if r.tree is None]
+        with self._alone(), torch.inference_mode():
+            for run, indices in ((self._score, scored), (self._decode, free)):
+                for part in _parts(len(indices), self.max_batch):
+                    chosen = indices[part]
+                    for index, answer in zip(chosen, run([requests[i] for i in chosen]), strict=True):
+                        answers[index] = answer
+        return answers
+
+    def _score(self, requests: Sequence[Request]) -> list[Any]:
+        trees = [r.tree for r in requests if r.tree is not None]
+
+        def spent(scores: list[Tensor]) -> int:
+            pairs = zip(requests, trees, scores, strict=True)
+            return sum(t.lengths[int(s.argmax())] for r, t, s in pairs if r.acts)
+
+        scores = self._forwards().score([self._row(r) for r in requests], trees, spent)
+        answers: list[Any] = []
+        for request, tree, values, edits in zip(requests, trees, scores, self._collect(len(requests)), strict=True):
+            logprobs = tuple(values.tolist())
+            if not request.acts:
+                answers.append(logprobs)
+                continue
+            best = max(range(len(logprobs)), key=logprobs.__getitem__)
+            size = len(request.prompt.ids)
+            answers.append(Generation(request.options[best], size, tree.lengths[best], logprobs, edits))
+        return answers
+
+    def _decode(self, requests: Sequence[Request]) -> list[Any]:
+        chat = self.checkpoint.chat
+        stops = frozenset(chat.end_ids) | (self._newline_ids() if self.stop_at_newline else frozenset())
+        rows = [self._row(r) for r in requests]
+        said = self._forwards().decode(rows, [r.max_tokens for r in requests], stops)
+        answers: list[Any] = []
+        for request, ids, edits in zip(requests, said, self._collect(len(requests)), strict=True):
+            text = chat.decode(ids)
+            text = text.split("\n", 1)[0] if self.stop_at_newline else text
+            answers.append(Generation(text, len(request.prompt.ids), len(ids), None, edits))
+        return answers
+
+    def _forwards(self) -> Forwards:
+        return Forwards(self.checkpoint, self._hooks, self.meter, self._hook_flops)
+
+    def _row(self, request: Request) -> Row:
+        return self._as_row(request.prompt, request.step, request.slot)
+
+    def _as_row(self, prompt: Prompt, step: int, slot: int) -> Row:
+        if not self._hooks:
+            return Row(prompt.ids, None, step, 0)
+        return Row(prompt.ids, self.checkpoint.chat.roles(prompt.messages), step, slot)
+
+    def _rows(self, prompts: Sequence[Messages], steps: Sequence[int] | None, slots: Sequence[int] | None) -> list[Row]:
+        steps = [0] * len(prompts) if steps is None else steps
+        slots = [1] * len(prompts) if slots is None else slots
+        return [self._as_row(self.tokens(p), s, k) for p, s, k in zip(prompts, steps, slots, strict=True)]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One batch at a time on a model. After a failure the edits' counts are thrown away, not kept for the next."""
+        with self.checkpoint.lock:
+            try:
+                yield
+            except BaseException:
+                for reports in self._reports:
+                    reports()
+                raise
+
+    def _collect(self, count: int) -> list[tuple[EditReport, ...]]:
+        rows: list[tuple[EditReport, ...]] = [()] * count
+        for reports in self._reports:
+            rows = [(*a, *b) for a, b in zip(rows, reports(), strict=True)]
+        return rows
+
+    def _newline_ids(self) -> frozenset[int]:
+        if self._newlines is None:
+            decode = self.checkpoint.chat.decode
+            self._newlines = frozenset(i for i in range(len(self.tokenizer)) if "\n" in decode([i]))
+        return self._newlines
+
+
+class Seat:
+    """A Subject as one episode of a lockstep group sees it."""
+
+    def __init__(self, subject: LocalSubject, order: int, system: tuple[str, ...] = (), slot: int = 1) -> None:
+        self._subject, self._order, self._system, self._slot = subject, order, system, slot
+        self.name = subject.name
+        self.fingerprint = _with_lines(subject, system).fingerprint
+
+    async def generate(
+        self, prompt: Messages, *, step: int = 0, legal: Sequence[str] | None = None, max_tokens: int = 32
+    ) -> Generation:
+        """As LocalSubject.generate, together with the other seats."""
+        request = self._subject._request(self._told(prompt), step, legal, max_tokens)
+        answer: Generation = await self._subject._group.ask(self._order, replace(request, slot=self._slot))
+        return answer
+
+    async def logprobs(self, prompt: Messages, continuations: Sequence[str], *, step: int = 0) -> tuple[float, ...]:
+        """As LocalSubject.logprobs, together with the other seats."""
+        request = self._subject._scoring(self._told(prompt), step, continuations)
+        answer: tuple[float, ...] = await self._subject._group.ask(self._order, replace(request, slot=self._slot))
+        return answer
+
+    def prompted(self, system: str) -> Seat:
+        """The same seat, with a system line of its own."""
+        return Seat(self._subject, self._order, (*self._system, system), self._slot)
+
+    def seat(self, order: int) -> AbstractAsyncContextManager[Seat]:
+        """Refused: an episode has one seat."""
+        raise FairleadError(f"seat {self._order} cannot take seat {order}", do="call seat() on the Subject itself")
+
+    def _told(self, prompt: Messages) -> Messages:
+        for line in self._system:
+            prompt = with_system(prompt, line)
+        return prompt
+
+
+class _Place(AbstractAsyncContextManager[Seat]):
+    """Leaves a taken seat when the episode ends."""
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+
+    async def __aenter__(self) -> Seat:
+        return self._seat
+
+    async def __aexit__(self, *_: object) -> None:
+        self._seat._subject._group.leave(self._seat._order)
+
+
+def _with_lines(subject: LocalSubject, lines: tuple[str, ...]) -> LocalSubject:
+    for line in lines:
+        subject = subject.prompted(line)
+    return subject
+
+
+def _value(metric: Metric, scores: Tensor) -> Tensor:
+    if callable(metric):
+        return metric(scores)
+    return (scores * torch.as_tensor(metric, dtype=scores.dtype, device=scores.device)).sum()
+
+
+def _cut(values: Tensor, packed: Packed) -> list[Tensor]:
+    """Each row's real prompt tokens, [P, d]."""
+    return [values[i, packed.width - n : packed.width].clone() for i, n in enumerate(packed.lengths)]
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]

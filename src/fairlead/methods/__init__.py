@@ -1,0 +1,1 @@
+"""Contenders, baselines and controls: one file each, offering `plugin(variant, options) -> Method`."""

@@ -1,0 +1,79 @@
+"""How a tuned arm compares its candidates on validation: by decision points, or by whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from fairlead.core.errors import BudgetExceeded, PlanError
+from fairlead.core.protocols import FitContext
+from fairlead.features.points import WHOLE, Point, by_stratum, choose, log_odds, measure, needed, points
+
+T = TypeVar("T")
+Judge = Callable[[Any], Awaitable[dict[str, float]]]
+"""(world) -> score in each stratum, and `all`: the mean over strata."""
+
+
+async def judge(ctx: FitContext[Any], options: Mapping[str, Any]) -> Judge:
+    """The judge that `options["select"]` names; see `prompt` for the options."""
+    if options["select"] == "rollouts":
+        return _by_rollouts(ctx, options["measure"], options["balance"])
+    if options["select"] == "decisions":
+        episodes = await ctx.rollout(ctx.subject, ctx.validation)
+        found = choose(points(episodes, options["balance"]), options["n_decisions"], ctx.seed)
+        return by_decisions(needed(found, "validation"))
+    raise PlanError("no such way to select", expected="decisions or rollouts", got=repr(options["select"]))
+
+
+async def best(
+    ctx: FitContext[Any], judged: Judge, candidates: Sequence[T], world: Callable[[T], Any]
+) -> tuple[T, list[dict[str, float]]]:
+    """(the first of the best, the scores of those tried). Each is one tuning attempt; the budget cuts the list
+    short. The first candidate is doing nothing: it wins ties, and where nothing could be tried."""
+    scores: list[dict[str, float]] = []
+    for candidate in candidates:
+        try:
+            ctx.try_one()
+        except BudgetExceeded:
+            break
+        scores.append(await judged(world(candidate)))
+    place = max(range(len(scores)), key=lambda i: scores[i][WHOLE], default=0)
+    return candidates[place], scores
+
+
+def by_decisions(found: Sequence[Point]) -> Judge:
+    """Balanced P(right) at the decision points `found`."""
+
+    async def run(world: Any) -> dict[str, float]:
+        return by_stratum(await _probabilities(world, found), found)
+
+    return run
+
+
+async def _probabilities(world: Any, found: Sequence[Point]) -> torch.Tensor:
+    """In batches where the world has them, one by one where it only acts."""
+    if hasattr(world, "action_logprobs"):
+        return measure(world, found).sigmoid()
+    scores = []
+    for point in found:
+        d = point.decision
+        said = await world.generate(d.messages, step=d.step, legal=d.legal)
+        scores.append(said.legal_logprobs)
+    return log_odds(scores, found).sigmoid()
+
+
+def _by_rollouts(ctx: FitContext[Any], measured: str, balance: str) -> Judge:
+    async def run(world: Any) -> dict[str, float]:
+        groups: dict[str, list[float]] = {}
+        for episode in await ctx.rollout(world, ctx.validation):
+            value = episode.score.values.get(measured)
+            if value is not None:
+                groups.setdefault(episode.item.strata.get(balance, WHOLE), []).append(float(value))
+        if not groups:
+            raise PlanError(f"no episode measures {measured!r}", expected="a score the task gives", got=measured)
+        means = {name: sum(values) / len(values) for name, values in sorted(groups.items())}
+        return {**means, WHOLE: sum(means.values()) / len(means)}
+
+    return run

@@ -1,0 +1,5 @@
+"""The trial loop, resume, budget caps. Tasks, methods, models and dictionaries arrive by name."""
+
+from fairlead.study.loop import Progress, run_study
+
+__all__ = ["Progress", "run_study"]

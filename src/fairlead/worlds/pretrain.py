@@ -1,0 +1,199 @@
+"""Train a pocket shopper: next-token loss on the shop's own text, actions weighted up.
+
+Resumable: a checkpoint holds weights, optimiser state and the step; data are a pure function of
+(mixture, seed, step), so a run that was killed and continued sees what an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from fairlead.worlds import mixture as mx
+from fairlead.worlds import tokenizer as tk
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a pocket model; the default has about one million parameters."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    inner: int = 384
+
+
+# The order matters: diluted among easy pages and traps, matching a name to its button was not learned in
+# 1,000 steps; alone, with two products on the page, it takes 200.
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how hard. Learning rates: Muon for matrices, AdamW for embeddings and norms."""
+
+    steps: int
+    batch: int = 64
+    matrix_rate: float = 0.02
+    vector_rate: float = 6e-3
+    warmup: int = 50
+    hold: float = 0.6  # share of the steps before the rates fall
+    prompt_weight: float = 0.1
+    seed: int = 0
+    curriculum: tuple[tuple[float, tuple[int, ...]], ...] = ((1.01, (3, 4, 4)),)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.heads,
+        max_position_embeddings=512,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.08,
+    )
+    return LlamaForCausalLM(config)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerFast, example: mx.Example, recipe: Recipe
+) -> tuple[list[int], list[float]]:
+    """(token ids, weight of predicting each). An action token weighs 1, a token of the prompt less."""
+    chat = [{"role": m.role, "content": m.content} for m in example.messages]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    head = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tail = tokenizer(example.action + tk.END, add_special_tokens=False)["input_ids"]
+    return head + tail, [recipe.prompt_weight] * len(head) + [1.0] * len(tail)
+
+
+def _stage(recipe: Recipe, step: int) -> tuple[int, ...]:
+    share = step / recipe.steps
+    return next(n for until, n in recipe.curriculum if share < until)
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, mix: mx.Mixture, recipe: Recipe, start: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(ids [B, T], weights [B, T]) from step `start` on. Sixteen batches are drawn and sorted by length together."""
+    block = 16
+    for first in range(start - start % block, recipe.steps, block):
+        stream = mx.examples(mix, recipe.seed * 1_000_003 + first, _stage(recipe, first))
+        drawn = (render(tokenizer, next(stream), recipe) for _ in range(block * recipe.batch))
+        rows = sorted(drawn, key=lambda r: len(r[0]))
+        order = torch.randperm(block, generator=torch.Generator().manual_seed(first)).tolist()
+        for j, i in enumerate(order):
+            if start <= first + j < recipe.steps:
+                yield _pad(rows[i * recipe.batch : (i + 1) * recipe.batch])
+
+
+def _pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    weights = torch.zeros(len(rows), longest)
+    for i, (row, weight) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        weights[i, : len(row)] = torch.tensor(weight)
+    weights[:, 0] = 0.0
+    return ids, weights / len(rows)
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
+
+
+def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def _rate(recipe: Recipe, step: int) -> float:
+    """Warm up, hold, then fall linearly."""
+    up = min(1.0, (step + 1) / recipe.warmup)
+    return up * (1.0 if recipe.hold >= 1 else min(1.0, max(0.02, (1 - step / recipe.steps) / (1 - recipe.hold))))
+
+
+def train(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    mix: mx.Mixture,
+    recipe: Recipe,
+    checkpoint: Path,
+    progress: Progress,
+    *,
+    every: int = 200,
+) -> LlamaForCausalLM:
+    """Train in place and return the model. `checkpoint` is written every `every` steps."""
+    opts = optimisers(model, recipe)
+    bases = [g["lr"] for o in opts for g in o.param_groups]
+    start = 0
+    if checkpoint.exists():
+        saved: dict[str, Any] = torch.load(checkpoint, weights_only=True, map_location=next(model.parameters()).device)
+        model.load_state_dict(saved["model"])
+        for o, state in zip(opts, saved["optimisers"], strict=True):
+            o.load_state_dict(state)
+        start = saved["step"]
+    model.train()
+    device = next(model.parameters()).device
+    began, running = time.monotonic(), math.nan
+    for step, (ids, weights) in enumerate(batches(tokenizer, mix, recipe, start), start):
+        factor = _rate(recipe, step)
+        for group, base in zip((g for o in opts for g in o.param_groups), bases, strict=True):
+            group["lr"] = base * factor
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = loss_of(model, ids.to(device), weights.to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for o in opts:
+            o.step()
+            o.zero_grad(set_to_none=True)
+        running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in opts], "step": step + 1}
+            partial = checkpoint.with_suffix(".part")
+            torch.save(state, partial)
+            partial.replace(checkpoint)
+            accuracy = quick_accuracy(model, tokenizer, mix)
+            progress(
+                f"{mix.name} step {step + 1}/{recipe.steps} loss {running:.3f} "
+                f"{(time.monotonic() - began) / (step + 1 - start):.3f} s/step  {accuracy}"
+            )
+    return model.eval()
+
+
+@torch.inference_mode()
+def quick_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, mix: mx.Mixture, n: int = 256) -> str:
+    """Share of held-out training-text decisions whose action tokens are all the argmax, by kind."""
+    model.eval()
+    stream = mx.examples(mix, 999_999_937, (4,))
+    found = [next(stream) for _ in range(n)]
+    rows = [render(tokenizer, e, Recipe(1, prompt_weight=0.0)) for e in found]
+    hits: dict[str, list[bool]] = {}
+    for first in range(0, n, 64):
+        ids, weights = _pad(rows[first : first + 64])
+        right = model(input_ids=ids.to(model.device)).logits.cpu()[:, :-1].argmax(-1) == ids[:, 1:]
+        good = (right | (weights[:, 1:] == 0)).all(-1).tolist()
+        for e, ok in zip(found[first : first + 64], good, strict=True):
+            kind = "listing" if "url: /\n[" in e.messages[-1].content else "other"
+            hits.setdefault(f"{kind}-{e.trap}", []).append(ok)
+    model.train()
+    return " ".join(f"{k} {sum(v) / len(v):.2f}" for k, v in sorted(hits.items()))
