@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from fairlead.lm.seats import SeatGroup
 from fairlead.lm.tree import Tree, grow
 
 Metric = Callable[[Tensor], Tensor] | Sequence[float]
+Context = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class LocalSubject:
         edits: tuple[str, ...] = (),
         reports: tuple[Reports, ...] = (),
         hook_flops: float = 0.0,
+        contexts: tuple[Context, ...] = (),
         threaded: bool = False,
         max_batch: int = 32,
         stop_at_newline: bool = False,
@@ -74,7 +76,7 @@ class LocalSubject:
         self.checkpoint, self.meter = checkpoint, meter
         self.threaded, self.max_batch, self.stop_at_newline = threaded, max_batch, stop_at_newline
         self._system, self._hooks, self._edits, self._reports = system, hooks, edits, reports
-        self._hook_flops = hook_flops
+        self._hook_flops, self._contexts = hook_flops, contexts
         self.name = checkpoint.name
         self.model, self.tokenizer = checkpoint.model, checkpoint.chat.tokenizer
         self.d_model, self.n_layers = checkpoint.shape.d_model, checkpoint.shape.n_layers
@@ -118,6 +120,17 @@ class LocalSubject:
             hook_flops=self._hook_flops + flops_per_token,
         )
 
+    def within(self, context: Context, fingerprint: str, flops_per_token: float = 0.0) -> LocalSubject:
+        """This Subject with every batch run inside `context()`, after the contexts it has: an adapter enabled, a
+        weight swapped. It is entered while this Subject alone has the model, and left after the batch, failed or
+        not. The context must put back what it changed, to the bit: the other Subjects share the weights.
+        `flops_per_token` is what it adds to a forward; it goes to the meter."""
+        return self._derive(
+            contexts=(*self._contexts, context),
+            edits=(*self._edits, fingerprint),
+            hook_flops=self._hook_flops + flops_per_token,
+        )
+
     def metered(self, meter: Any) -> LocalSubject:
         """This Subject, charging another meter."""
         return self._derive(meter=meter)
@@ -125,8 +138,8 @@ class LocalSubject:
     def _derive(self, **change: Any) -> LocalSubject:
         kept = {
             "meter": self.meter, "system": self._system, "hooks": self._hooks, "edits": self._edits,
-            "reports": self._reports, "hook_flops": self._hook_flops, "threaded": self.threaded,
-            "max_batch": self.max_batch, "stop_at_newline": self.stop_at_newline,
+            "reports": self._reports, "hook_flops": self._hook_flops, "contexts": self._contexts,
+            "threaded": self.threaded, "max_batch": self.max_batch, "stop_at_newline": self.stop_at_newline,
         }  # fmt: skip
         return LocalSubject(self.checkpoint, **{**kept, **change})
 
@@ -333,9 +346,12 @@ class LocalSubject:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One batch at a time on a model. After a failure the edits' counts are thrown away, not kept for the next."""
-        with self.checkpoint.lock:
+        """One batch at a time on a model, inside this Subject's contexts. After a failure the edits' counts are
+        thrown away, not kept for the next."""
+        with self.checkpoint.lock, ExitStack() as stack:
             try:
+                for context in self._contexts:
+                    stack.enter_context(context())
                 yield
             except BaseException:
                 for reports in self._reports:
