@@ -157,3 +157,72 @@ def test_facts_are_in_the_key():
 def test_endless_brackets_and_numbers_are_no_plan(text):
     with pytest.raises(PlanError, match="not TOML"):
         parse_plan(text)
+
+
+FAIR = """
+    baselines = ["prompt"]
+    n_arms = {control = 5}
+    amortise = 0.2
+    prices = {usd_per_gpu_second = 0.001}
+    stop = {rule = "anytime", alpha = 0.05}
+    power = 0.9
+    protocol = {origin = "made up", started = 2026-11-21}
+    not_applicable = {lora = "no weights to train", "gcg.fluent" = "no gradients"}
+"""
+
+
+def fair(old="", new=""):
+    assert old in FAIR
+    return parse_plan(textwrap.dedent(FAIR.replace(old, new)) + PLAN)
+
+
+def test_the_keys_of_a_fair_fight():
+    import json
+
+    plan, plain = fair(), parse_plan(PLAN)
+    assert plan.baseline_arms == ("prompt",) and plan.amortise == 0.2 and plan.power == 0.9
+    assert (plan.n_of("control.wrong_sign"), plan.n_of("feature"), plan.n_of("prompt+feature")) == (5, 20, 20)
+    assert plan_from_json(json.loads(plan.to_json())).hash == plan.hash != plain.hash
+    absent = {t.arm for t in plan.trials()} - {t.arm for t in plain.trials()}
+    assert absent == {"lora", "gcg.fluent"} and plan.run_arms == plain.run_arms == plain.arms
+    # caps and shares are in the keys of the arms that they touch
+    old, new = keys(plain), keys(fair("amortise = 0.2", "amortise = 0.10"))
+    assert {w[0] for w in old if old[w] != new[w]} == {"control.wrong_sign"}
+    assert all(old[w] != keys(plan)[w] for w in old)
+
+
+def test_the_baselines_that_are_meant_when_none_are_named():
+    arms = ("none", "prompt", "vector", "feature", "prompt+feature", "prompt+vector", "control.noise", "stress.dose_2")
+    from dataclasses import replace
+
+    plan = replace(parse_plan(PLAN), arms=arms)
+    assert plan.baseline_arms == ("prompt", "vector", "prompt+vector")
+    assert replace(plan, not_applicable={"vector": "why"}).baseline_arms == ("prompt", "prompt+vector")
+
+
+def test_keys_that_are_not_given_leave_the_hash_of_older_plans_alone():
+    assert not {"baselines", "power", "protocol", "amortise"} & set(parse_plan(PLAN).to_json().split('"'))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('lora = "no weights to train"', 'lora = ""', "no reason"),
+        ('lora = "no weights to train"', 'feature = "why"', "does not apply"),
+        ('lora = "no weights to train"', '"Lora!" = "why"', "cannot be read"),
+        ('baselines = ["prompt"]', 'baselines = ["lora"]', "does not apply"),
+        ('baselines = ["prompt"]', 'baselines = ["vector"]', "not run"),
+        ('baselines = ["prompt"]', 'baselines = ["feature"]', "among its baselines"),
+        ("{control = 5}", "{contrl = 5}", "did you mean 'control'"),
+        ("{control = 5}", "{control = 0}", "n_arms.control"),
+        ("0.001", "-1", "prices.usd_per_gpu_second"),
+        ('"anytime"', '"peek"', "stopping rule"),
+        ("alpha = 0.05", "alpha = 5", "stop.alpha"),
+        ("alpha =", "alfa =", "did you mean 'alpha'"),
+        ("power = 0.9", "power = 1.0", "power"),
+        ("amortise = 0.2", "amortise = 2", "amortise"),
+    ],
+)
+def test_what_a_fair_fight_refuses(old, new, said):
+    with pytest.raises(PlanError, match=said):
+        fair(old, new)

@@ -75,6 +75,17 @@ def test_not_applicable_failed_and_dependent_arms(plan, world, tmp_path):
         raise PlanError(failed.reason)
 
 
+def test_arms_that_the_plan_says_do_not_apply_and_arms_on_fewer_instances(plan, world, tmp_path):
+    arms = ("toy_line", "toy_line.tuned", "toy_line.same", "toy_wide")
+    absent = {"toy_wide": "no dictionary", "unheard_of": "not written"}
+    plan = replace(plan, arms=arms, not_applicable=absent, n_arms={"toy_line": 5})
+    run = go(plan, tmp_path / "r", world)
+    assert {(s.trial.arm, s.status, s.reason) for s in run.trials if s.status != "complete"} == {
+        ("toy_wide", "not_applicable", "no dictionary"), ("unheard_of", "not_applicable", "not written")}  # fmt: skip
+    assert len({r.cluster for r in by(run, "toy_line")}) == 5 and state(run, "toy_line").planned == 10
+    assert not by(run, "toy_wide") and len(run.trials) == 5 * len(plan.decoding)
+
+
 def test_a_chain_is_fitted_on_what_stands_before_it(plan, world, tmp_path):
     plan = replace(plan, arms=("toy_line", "toy_line.tuned", "toy_line.tuned+toy_line.tuned"))
     run = go(plan, tmp_path / "r", world)

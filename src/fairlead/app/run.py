@@ -77,9 +77,10 @@ def preview(job: Job) -> Preview:
     """Count trials and episodes, and guess at the rest from the sizes of the weights."""
     plan = job.plan
     task = plugins.get("tasks", plan.task)(plan.options_for_task(plan.decoding[0]))
-    items = len(choose(task.items("test"), plan.n, plan.n_strata, f"task {plan.task!r}, split test"))
-    trials = plan.trials()
-    episodes = items * len(trials)
+    trials = [trial for trial in plan.trials() if trial.arm not in plan.not_applicable]
+    offered, where = task.items("test"), f"task {plan.task!r}, split test"
+    items = {n: len(choose(offered, n, plan.n_strata, where)) for n in {plan.n_of(t.arm) for t in trials}}
+    episodes = sum(items[plan.n_of(trial.arm)] for trial in trials)
     done = min(_recorded(job.run_dir), episodes)
     steps = (episodes - done) * STEPS
     costs = [_step_flops(t.model) for t in trials]

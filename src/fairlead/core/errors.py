@@ -8,6 +8,7 @@
     ├── BudgetExceeded             an arm asked for more than its cap
     ├── RecordError                Records that cannot be written, read or trusted
     │   └── PlanChanged            a plan that no longer matches the Records on disk
+    ├── RemoteError                a model's endpoint that did not answer, refused, or answered something else
     ├── BrowserError               no browser, port taken, a page that did not answer
     └── NotApplicable              a method that does not apply here, with the reason
 
@@ -58,6 +59,10 @@ class RecordError(FairleadError):
 
 class PlanChanged(RecordError):
     """The plan differs from the one whose Records are already on disk."""
+
+
+class RemoteError(FairleadError):
+    """A model's endpoint that did not answer, refused, or answered something else."""
 
 
 class BrowserError(FairleadError):

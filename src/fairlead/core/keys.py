@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
+from datetime import date, time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, date | time):  # TOML knows dates
+        return value.isoformat()
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

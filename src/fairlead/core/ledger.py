@@ -55,6 +55,7 @@ class Meter:
     flops: float = 0.0
     forwards: int = 0
     seconds: float = 0.0
+    judge_calls: int = 0
 
     def charge(
         self,
@@ -64,6 +65,7 @@ class Meter:
         flops: float = 0.0,
         forwards: int = 0,
         seconds: float = 0.0,
+        judge_calls: int = 0,
     ) -> None:
         """Add to the count. Never raises: a cap is checked between rollouts, not inside a batch."""
         self.prompt_tokens += prompt_tokens
@@ -71,6 +73,7 @@ class Meter:
         self.flops += flops
         self.forwards += forwards
         self.seconds += seconds
+        self.judge_calls += judge_calls
 
     def snapshot(self) -> Cost:
         """All charges so far; the difference of two snapshots is what lay between them."""
@@ -80,6 +83,7 @@ class Meter:
             flops=self.flops,
             forwards=self.forwards,
             seconds=self.seconds,
+            judge_calls=self.judge_calls,
         )
 
 
@@ -155,9 +159,9 @@ class Allowance:
             )
 
 
-def dictionary_share(dictionary: Any | None) -> float | None:
-    """10 % of the dictionary's training FLOPs: 0.0 without a dictionary, None where it states none."""
+def dictionary_share(dictionary: Any | None, amortise: float = DICTIONARY_SHARE) -> float | None:
+    """The plan's share (10 %) of the dictionary's training FLOPs: 0.0 without one, None where it states none."""
     if dictionary is None:
         return 0.0
     stated = getattr(dictionary, "training_flops", None)
-    return None if stated is None else DICTIONARY_SHARE * float(stated)
+    return None if stated is None else amortise * float(stated)

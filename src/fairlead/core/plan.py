@@ -20,19 +20,20 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fairlead.core import plugins
 from fairlead.core.errors import PlanError
 from fairlead.core.keys import canonical, content_key, sha256
-from fairlead.core.ledger import Budget
+from fairlead.core.ledger import DICTIONARY_SHARE, Budget
 from fairlead.core.types import Trial
 
 REFERENCE = "reference"  # the arm that runs method `none` on the reference model
 DECODINGS = ("constrained", "free")
+STOPPING = ("none", "anytime")
 MOST = 100_000  # instances; a plan that asks for more slipped on the keyboard
 _ARM = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?(\+[a-z][a-z0-9_]*(\.[a-z0-9_]+)?)*")
 
@@ -91,6 +92,14 @@ class Plan:
     traces: int | None = None
     task_options: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    baselines: tuple[str, ...] = ()
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+    n_arms: Mapping[str, int] = field(default_factory=dict)
+    amortise: float = DICTIONARY_SHARE
+    prices: Mapping[str, float] = field(default_factory=dict)
+    stop: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    power: float = 0.8
 
     @property
     def hash(self) -> str:
@@ -98,8 +107,31 @@ class Plan:
         return sha256(self.to_json())
 
     def to_json(self) -> str:
-        """The canonical JSON that is hashed and stored as plan.json."""
-        return canonical(asdict(self))
+        """The canonical JSON that is hashed and stored as plan.json. A key of `_LATER` that is not given is left
+        out, so that a plan keeps the hash it had before there was such a key."""
+        data = asdict(self)
+        fresh = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}
+        return canonical({k: v for k, v in data.items() if k not in _LATER or v != fresh[k]})
+
+    @property
+    def run_arms(self) -> tuple[str, ...]:
+        """The arms that are run: `arms` without those that the plan says do not apply."""
+        return tuple(arm for arm in self.arms if arm not in self.not_applicable)
+
+    @property
+    def baseline_arms(self) -> tuple[str, ...]:
+        """The arms behind `claim - max(baselines)`: `baselines` as stated, or every arm that is run but none, the
+        claim, combinations that hold the claim, controls and stress arms."""
+        return self.baselines or tuple(arm for arm in self.run_arms if self._is_baseline(arm))
+
+    def _is_baseline(self, arm: str) -> bool:
+        parts = [str(c) for c in components(arm)]
+        apart = parts[0] == "none" or components(arm)[0].name in ("control", "stress")
+        return not apart and self.claim not in (arm, *parts)
+
+    def n_of(self, arm: str) -> int:
+        """How many test instances (clusters) an arm is run on: `n`, or less by `[n_arms]`."""
+        return min(self.n, self.n_arms.get(components(arm)[0].name, self.n))
 
     def run_id(self, name: str) -> str:
         """`name-` and the first eight hex digits of the hash: a changed plan is a new run."""
@@ -126,10 +158,11 @@ class Plan:
     def trials(self, facts: Facts | None = None) -> tuple[Trial, ...]:
         """All trials, in plan order. Pure: the same plan and facts give the same keys anywhere."""
         facts = facts or Facts()
+        arms = (*self.arms, *(arm for arm in self.not_applicable if arm not in self.arms))
         found = [
             self._trial(arm, model, decoding, seed, facts)
             for model in self.models
-            for arm in self.arms
+            for arm in arms
             for seed in self.seeds
             for decoding in self.decoding
         ]
@@ -144,7 +177,7 @@ class Plan:
     def _trial(self, arm: str, model: str, decoding: str, seed: int, facts: Facts) -> Trial:
         dictionary = None if arm in facts.without_dictionary else self.dictionary_of(model)
         siblings = [self._trial(s, model, self.decoding[0], seed, facts).key for s in facts.siblings.get(arm, ())]
-        material = {
+        material: dict[str, Any] = {
             "task": [self.task, self.options_for_task(decoding), dict(facts.manifests)],
             "fitted_under": self.decoding[0],
             "items": [self.n, self.n_strata, self.n_train, self.n_validation, self.chunk, self.traces],
@@ -155,6 +188,12 @@ class Plan:
             "seed": seed,
             "siblings": siblings,
         }
+        if self.n_of(arm) != self.n:
+            material["n"] = self.n_of(arm)
+        if arm in self.not_applicable:
+            material["not_applicable"] = self.not_applicable[arm]
+        if self.amortise != DICTIONARY_SHARE:
+            material["amortise"] = self.amortise
         return Trial(content_key(material)[:32], arm, model, dictionary, decoding, seed)
 
 
@@ -194,7 +233,10 @@ _KEYS: dict[str, str] = {
     "primary": "str", "smallest_effect": "float", "n": "int", "seeds": "ints", "budget": "table",
     "decoding": "strs", "claim": "str", "beat": "strs", "where": "table", "n_strata": "table", "n_train": "int",
     "n_validation": "int", "chunk": "int", "traces": "int", "task_options": "table", "options": "table",
+    "baselines": "strs", "not_applicable": "table", "n_arms": "table", "amortise": "float", "prices": "table",
+    "stop": "table", "protocol": "table", "power": "float",
 }  # fmt: skip
+_LATER = ("baselines", "not_applicable", "n_arms", "amortise", "prices", "stop", "protocol", "power")
 _REQUIRED = ("question", "task", "model", "arms", "primary", "smallest_effect", "n")
 
 
@@ -239,7 +281,7 @@ def plan_from_json(data: Mapping[str, Any]) -> Plan:
 def check_plan(plan: Plan) -> None:
     """Resolve every name and die on a task and a method that do not fit, before any work is done."""
     task = plugins.get("tasks", plan.task)(plan.options_for_task(plan.decoding[0]))
-    for arm in plan.arms:
+    for arm in plan.run_arms:
         for component in components(arm):
             method = plugins.get("methods", component.name)(component.variant, plan.options_of(component))
             if method.makes != task.needs:
@@ -329,3 +371,41 @@ def _consistent(plan: Plan) -> None:
     for stratum, table in plan.n_strata.items():
         if not isinstance(table, dict) or not all(isinstance(x, int) for x in table.values()):
             die(f"n_strata.{stratum} is not a table of counts", expected="{off = 20}", got=repr(table))
+    _consistent_fight(plan, die)
+
+
+def _consistent_fight(plan: Plan, die: Callable[..., None]) -> None:
+    """The keys of a fair fight: baselines, arms that do not apply, caps, prices, stopping rule, power."""
+    for arm, reason in plan.not_applicable.items():
+        components(arm)
+        if arm == REFERENCE:
+            die(f"{REFERENCE!r} is not an arm", do="leave the reference model out")
+        if not isinstance(reason, str) or not reason.strip():
+            wanted = 'a text: lora = "peft is not installed"'
+            die(f"not_applicable.{arm} has no reason", expected=wanted, got=repr(reason))
+    for named in (plan.claim, *plan.beat, *plan.baselines):
+        if named in plan.not_applicable:
+            die(f"{named!r} is judged but does not apply", got=plan.not_applicable[named])
+    for named in plan.baselines:
+        if named not in plan.arms:
+            die(f"baselines names {named!r}, which is not run", expected="some of " + ", ".join(plan.arms), got=named)
+        if named == plan.claim:
+            die("the claim is named among its baselines", got=named)
+    firsts = {components(arm)[0].name for arm in plan.arms}
+    _known(plan.n_arms, sorted(firsts), "[n_arms]")
+    for name, count in plan.n_arms.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            die(f"n_arms.{name} is no count", expected="a whole number, one or more", got=repr(count))
+    for name, price in plan.prices.items():
+        if not isinstance(price, (int, float)) or isinstance(price, bool) or not 0 <= price < float("inf"):
+            die(f"prices.{name} is no price", expected="a number, zero or more", got=repr(price))
+    _known(plan.stop, ("rule", "alpha"), "[stop]")
+    if plan.stop.get("rule", "none") not in STOPPING:
+        die("unknown stopping rule", expected=" or ".join(STOPPING), got=repr(plan.stop.get("rule")))
+    alpha = plan.stop.get("alpha", 0.05)
+    if not isinstance(alpha, float) or not 0 < alpha < 1:
+        die("stop.alpha is no error rate", expected="a number between 0 and 1", got=repr(alpha))
+    if not 0 < plan.power < 1:
+        die("power is no probability", expected="a number between 0 and 1", got=repr(plan.power))
+    if not 0 <= plan.amortise <= 1:
+        die("amortise is no share", expected="a number from 0 to 1", got=repr(plan.amortise))

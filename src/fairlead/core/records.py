@@ -246,9 +246,10 @@ def from_row(row: Mapping[str, Any]) -> Record:
     except (TypeError, AttributeError) as error:
         raise RecordError("a line that is no Record", expected="the fields of Record", got=str(error)) from error
     wrong = [name for name in _TEXTS if not isinstance(getattr(found, name), str)]
-    wrong += [name for name in ("error", "trace") if not isinstance(getattr(found, name), str | None)]
+    wrong += [name for name in ("error", "trace", "lock") if not isinstance(getattr(found, name), str | None)]
     wrong += [name for name in ("outcome", "score") if not isinstance(getattr(found, name), dict | None)]
-    wrong += [f"cost.{name}" for name, value in vars(found.cost).items() if not isinstance(value, int | float)]
+    numbers = {k: v for k, v in vars(found.cost).items() if (k, v) != ("peak_memory_bytes", None)}
+    wrong += [f"cost.{name}" for name, value in numbers.items() if not isinstance(value, int | float)]
     if not isinstance(found.seed, int):
         wrong.append("seed")
     if not isinstance(found.strata, dict) or not all(isinstance(v, str) for v in found.strata.values()):

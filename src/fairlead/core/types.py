@@ -98,7 +98,9 @@ class Score:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something cost. FLOPs follow the ledger's formulas; seconds are wall time."""
+    """What something cost. FLOPs follow the ledger's formulas; seconds are wall time; `judge_calls` counts requests
+    to another model (a proposer, a labeller, a judge). `peak_memory_bytes` is the largest memory the process held
+    meanwhile, None where it was not measured: sums take the larger one, differences keep the later one."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -106,8 +108,11 @@ class Cost:
     seconds: float = 0.0
     forwards: int = 0
     tuning_trials: int = 0
+    judge_calls: int = 0
+    peak_memory_bytes: int | None = None
 
     def __add__(self, other: Cost) -> Cost:
+        peaks = [x for x in (self.peak_memory_bytes, other.peak_memory_bytes) if x is not None]
         return Cost(
             self.prompt_tokens + other.prompt_tokens,
             self.new_tokens + other.new_tokens,
@@ -115,6 +120,8 @@ class Cost:
             self.seconds + other.seconds,
             self.forwards + other.forwards,
             self.tuning_trials + other.tuning_trials,
+            self.judge_calls + other.judge_calls,
+            max(peaks, default=None),
         )
 
     def __sub__(self, other: Cost) -> Cost:
@@ -125,6 +132,8 @@ class Cost:
             self.seconds - other.seconds,
             self.forwards - other.forwards,
             self.tuning_trials - other.tuning_trials,
+            self.judge_calls - other.judge_calls,
+            self.peak_memory_bytes,
         )
 
 
@@ -171,3 +180,4 @@ class Record:
     error: str | None
     cost: Cost
     trace: str | None = None  # sha256 of the trace artifact, None when none was kept
+    lock: str | None = None  # sha256 of the study's lock, None when it was run without one

@@ -97,7 +97,7 @@ class _Study:
     ) -> _Study:
         make = plugins.get("tasks", plan.task)
         tasks = {mode: make(plan.options_for_task(mode)) for mode in plan.decoding}
-        names = [*plan.arms, *([REFERENCE] if plan.reference else [])]
+        names = [*plan.run_arms, *([REFERENCE] if plan.reference else [])]
         arms = {name: build(plan, name) for name in names}
         subjects = {ref: load_model(ref) for ref in (*plan.models, *filter(None, [plan.reference]))}
         for subject in subjects.values():
@@ -132,13 +132,22 @@ class _Study:
             without_dictionary=frozenset(name for name, arm in self.arms.items() if not arm.uses_dictionary),
         )
 
+    def test_items(self, trial: Trial) -> list[Item]:
+        """What a trial is run on: all test items of the plan, or of fewer clusters by `[n_arms]`."""
+        return self.items(trial.decoding, "test", self.plan.n_of(trial.arm))
+
     def items(self, decoding: str, split: str, wanted: int) -> list[Item]:
         strata = self.plan.n_strata if split == "test" else {}
         return choose(self.tasks[decoding].items(split), wanted, strata, f"task {self.plan.task!r}, split {split}")
 
     async def run(self, store: Store) -> None:
         order = in_order(self.arms)
-        trials = sorted(self.trials, key=lambda t: (self._model_rank(t), order.index(t.arm)))
+        trials = sorted(
+            self.trials, key=lambda t: (self._model_rank(t), order.index(t.arm) if t.arm in order else len(order))
+        )
+        for trial in trials:  # what does not apply by the plan is said first: other arms may ask for its fit
+            if trial.arm in self.plan.not_applicable and store.status(trial.key).get("status") != NOT_APPLICABLE:
+                store.finish(trial.key, NOT_APPLICABLE, planned=0, reason=self.plan.not_applicable[trial.arm])
         try:
             for index, trial in enumerate(trials):
                 status = store.status(trial.key).get("status")
@@ -193,8 +202,8 @@ class _OneTrial:
         self.study.progress(Progress(self.trial, self.index, self.trials, phase, done, total, message))
 
     async def run(self) -> None:
-        plan, trial = self.study.plan, self.trial
-        items = self.study.items(trial.decoding, "test", plan.n)
+        trial = self.trial
+        items = self.study.test_items(trial)
         await self.study.task(trial.decoding)  # a browser that does not start ends the study, not one arm
         try:
             path = await self.fitted_path()
@@ -238,7 +247,8 @@ class _OneTrial:
         subject = study.subjects[trial.model]
         dictionary = study.dictionaries.get(trial.dictionary or "")
         meter: Meter = subject.meter
-        allowance = Allowance(plan.budget, meter.snapshot, arm=trial.arm, share=dictionary_share(dictionary))
+        share = dictionary_share(dictionary, plan.amortise)
+        allowance = Allowance(plan.budget, meter.snapshot, arm=trial.arm, share=share)
         clock = time.perf_counter()
 
         async def roll(world: Any, items: Sequence[Item]) -> list[Episode]:
@@ -331,7 +341,7 @@ class _OneTrial:
         records = self.store.records(trial.key)
         fit, owner = self.store.fit_cost(trial.key), study.same(trial)
         dictionary = study.dictionaries.get(trial.dictionary or "")
-        share = dictionary_share(dictionary)
+        share = dictionary_share(dictionary, study.plan.amortise)
         self.store.write_ledger(
             trial.key,
             {
