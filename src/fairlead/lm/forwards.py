@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from fairlead.core.types import EditReport
 from fairlead.lm.checkpoint import Checkpoint
 from fairlead.lm.hooks import ROLE_ASSISTANT, ForwardInfo, SiteHook
+from fairlead.lm.sampling import Sampling
 from fairlead.lm.sites import Attached
 from fairlead.lm.tree import EMPTY, Ids, Tree
 
@@ -63,9 +64,12 @@ class Forwards:
         charge(spent(scores))
         return scores
 
-    def read(self, rows: Sequence[Row], sites: Sequence[str]) -> tuple[dict[str, Tensor], Packed]:
-        """The activations at `sites` [B, P, d] of one forward over the prompts, after this Subject's edits."""
-        packed = pack(rows, [EMPTY] * len(rows), self.checkpoint.model)
+    def read(
+        self, rows: Sequence[Row], sites: Sequence[str], trees: Sequence[Tree] | None = None
+    ) -> tuple[dict[str, Tensor], Packed]:
+        """The activations at `sites` [B, T, d] of one forward over the prompts, after this Subject's edits; with
+        `trees` over those too."""
+        packed = pack(rows, trees or [EMPTY] * len(rows), self.checkpoint.model)
         found: dict[str, Tensor] = {}
 
         def keep(site: str) -> SiteHook:
@@ -99,17 +103,24 @@ class Forwards:
         charge(0, time.perf_counter() - started)
         return leaf[0].detach(), gradient, [s.detach() for s in scores], packed
 
-    def decode(self, rows: Sequence[Row], limits: Sequence[int], stops: frozenset[int]) -> list[list[int]]:
-        """Greedy continuations, each up to its limit or to the first token in `stops`, which it includes."""
+    def decode(
+        self, rows: Sequence[Row], limits: Sequence[int], stops: frozenset[int], sampling: Sampling | None = None
+    ) -> list[list[int]]:
+        """Continuations, each up to its limit or to the first token in `stops`, which it includes: greedy, or drawn."""
         device = self.checkpoint.model.device
         packed = pack(rows, [EMPTY] * len(rows), self.checkpoint.model)
         cache = DynamicCache(config=self.checkpoint.model.config)
         said: list[list[int]] = [[] for _ in rows]
         alive = list(range(len(rows)))
         seen = packed.info.real
+        chance = [sampling.stream(row.ids, row.step) for row in rows] if sampling else []
         logits, charge = self._run(packed, keep=1, cache=cache)
         while True:
-            tokens = logits[:, -1].argmax(-1).tolist()
+            if sampling is None:
+                tokens = logits[:, -1].argmax(-1).tolist()
+            else:
+                drawn = zip(logits[:, -1].float(), alive, strict=True)
+                tokens = [sampling.choose(row, next(chance[r])) for row, r in drawn]
             charge(len(alive))
             for row, token in zip(alive, tokens, strict=True):
                 said[row].append(token)

@@ -18,11 +18,13 @@ from fairlead.lm.chat import Prompt, with_system
 from fairlead.lm.checkpoint import Checkpoint
 from fairlead.lm.forwards import Forwards, Packed, Reports, Row
 from fairlead.lm.hooks import SiteHook
+from fairlead.lm.sampling import Sampling
 from fairlead.lm.seats import SeatGroup
 from fairlead.lm.tree import Tree, grow
 
 Metric = Callable[[Tensor], Tensor] | Sequence[float]
 Context = Callable[[], AbstractContextManager[None]]
+ROOM = 48  # tokens kept for the answer where examples compete with the prompt for the context
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +74,11 @@ class LocalSubject:
         threaded: bool = False,
         max_batch: int = 32,
         stop_at_newline: bool = False,
+        sampling: Sampling | None = None,
+        shown: tuple[Messages, ...] = (),
     ) -> None:
         self.checkpoint, self.meter = checkpoint, meter
+        self._sampling, self._shown = sampling, shown
         self.threaded, self.max_batch, self.stop_at_newline = threaded, max_batch, stop_at_newline
         self._system, self._hooks, self._edits, self._reports = system, hooks, edits, reports
         self._hook_flops, self._contexts = hook_flops, contexts
@@ -87,6 +92,7 @@ class LocalSubject:
     def fingerprint(self) -> str:
         """Hash of weights, tokenizer, system lines, edits and stopping: all that changes what comes out."""
         parts = [self.checkpoint.fingerprint, repr(self._system), repr(self._edits), repr(self.stop_at_newline)]
+        parts += [repr(extra) for extra in (self._sampling, self._shown) if extra]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @property
@@ -99,6 +105,16 @@ class LocalSubject:
     def prompted(self, system: str) -> LocalSubject:
         """This Subject with `system` appended to every prompt's system line, on a line of its own."""
         return self._derive(system=(*self._system, system))
+
+    def shown(self, examples: Sequence[Messages]) -> LocalSubject:
+        """This Subject with worked examples (each some whole turns) between every prompt's system line and the rest.
+        Where prompt, examples and `ROOM` tokens for the answer exceed the context, the first examples go first."""
+        return self._derive(shown=(*self._shown, *map(tuple, examples)))
+
+    def sampled(self, temperature: float, seed: int) -> LocalSubject:
+        """This Subject answering by chance: free decoding and the legal choice are drawn at `temperature`. The same
+        seed, prompt and step give the same answer in any batch and any seat; scores and activations are as before."""
+        return self._derive(sampling=Sampling(temperature, seed))
 
     def edited(
         self,
@@ -140,6 +156,7 @@ class LocalSubject:
             "meter": self.meter, "system": self._system, "hooks": self._hooks, "edits": self._edits,
             "reports": self._reports, "hook_flops": self._hook_flops, "contexts": self._contexts,
             "threaded": self.threaded, "max_batch": self.max_batch, "stop_at_newline": self.stop_at_newline,
+            "sampling": self._sampling, "shown": self._shown,
         }  # fmt: skip
         return LocalSubject(self.checkpoint, **{**kept, **change})
 
@@ -210,6 +227,28 @@ class LocalSubject:
                 self._collect(len(rows[part]))
         return {site: torch.cat(got) if tokens == "last" else got for site, got in out.items()}
 
+    def action_activations(
+        self,
+        prompts: Sequence[Messages],
+        legal: Sequence[Sequence[str]],
+        sites: Sequence[str],
+        steps: Sequence[int] | None = None,
+        *,
+        slots: Sequence[int] | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Activations at `sites` at the last token of every legal action, as if it alone followed its prompt: a
+        tensor [n_legal, d] a prompt. One forward reads a prompt with all its actions."""
+        rows, trees = self._rows(prompts, steps, slots), self._trees(prompts, legal, end_turn=True, whole=True)
+        out: dict[str, list[Tensor]] = {site: [] for site in sites}
+        with self._alone(), torch.inference_mode():
+            for part in _parts(len(rows), self.max_batch):
+                found, packed = self._forwards().read(rows[part], sites, trees[part])
+                for site in out:
+                    pairs = zip(found[site], trees[part], strict=True)
+                    out[site] += [values[t.ends().to(values.device) + packed.width - 1].clone() for values, t in pairs]
+                self._collect(len(rows[part]))
+        return {site: [values.clone() for values in got] for site, got in out.items()}
+
     def attribution(
         self,
         prompts: Sequence[Messages],
@@ -244,10 +283,16 @@ class LocalSubject:
         return result
 
     def tokens(self, prompt: Messages) -> Prompt:
-        """The prompt as this Subject reads it, its own system lines included: text, ids and offsets."""
+        """The prompt as this Subject reads it, its own system lines and examples included: text, ids and offsets."""
         for line in self._system:
             prompt = with_system(prompt, line)
-        return self.checkpoint.chat.prompt(tuple(prompt))
+        chat, first = self.checkpoint.chat, int(bool(prompt) and prompt[0].role == "system")
+        for left_out in range(len(self._shown)):
+            turns = (turn for example in self._shown[left_out:] for turn in example)
+            whole = chat.prompt((*prompt[:first], *turns, *prompt[first:]))
+            if len(whole.ids) + ROOM <= self.checkpoint.shape.context:
+                return whole
+        return chat.prompt(tuple(prompt))
 
     # ---- inside
 
@@ -266,15 +311,18 @@ class LocalSubject:
         self.checkpoint.fits(len(request.prompt.ids) + max(tree.lengths))
         return request
 
-    def _tree(self, options: tuple[str, ...], end_turn: bool) -> Tree:
+    def _tree(self, options: tuple[str, ...], end_turn: bool, whole: bool = False) -> Tree:
+        """`whole`: the last token of an action is read too, even where no token of the template ends a turn."""
         if not options:
             raise FairleadError("no action to choose from", expected="at least one legal action")
         chat = self.checkpoint.chat
-        end = (chat.end_id,) if end_turn and chat.end_id is not None else ()
+        end = (chat.end_id,) if end_turn and chat.end_id is not None else (0,) if whole else ()
         return grow([(*chat.action(text), *end) for text in options])
 
-    def _trees(self, prompts: Sequence[Messages], legal: Sequence[Sequence[str]], end_turn: bool) -> list[Tree]:
-        trees = [self._tree(tuple(options), end_turn) for options in legal]
+    def _trees(
+        self, prompts: Sequence[Messages], legal: Sequence[Sequence[str]], end_turn: bool, whole: bool = False
+    ) -> list[Tree]:
+        trees = [self._tree(tuple(options), end_turn, whole) for options in legal]
         for prompt, tree in zip(prompts, trees, strict=True):
             self.checkpoint.fits(len(self.tokens(prompt).ids) + max(tree.lengths))
         return trees
@@ -302,7 +350,7 @@ class LocalSubject:
 
         def spent(scores: list[Tensor]) -> int:
             pairs = zip(requests, trees, scores, strict=True)
-            return sum(t.lengths[int(s.argmax())] for r, t, s in pairs if r.acts)
+            return sum(t.lengths[self._pick(r, s.tolist())] for r, t, s in pairs if r.acts)
 
         scores = self._forwards().score([self._row(r) for r in requests], trees, spent)
         answers: list[Any] = []
@@ -311,16 +359,21 @@ class LocalSubject:
             if not request.acts:
                 answers.append(logprobs)
                 continue
-            best = max(range(len(logprobs)), key=logprobs.__getitem__)
+            best = self._pick(request, logprobs)
             size = len(request.prompt.ids)
             answers.append(Generation(request.options[best], size, tree.lengths[best], logprobs, edits))
         return answers
+
+    def _pick(self, request: Request, logprobs: Sequence[float]) -> int:
+        if self._sampling is None:
+            return max(range(len(logprobs)), key=logprobs.__getitem__)
+        return self._sampling.choose(logprobs, next(self._sampling.stream(request.prompt.ids, request.step)))
 
     def _decode(self, requests: Sequence[Request]) -> list[Any]:
         chat = self.checkpoint.chat
         stops = frozenset(chat.end_ids) | (self._newline_ids() if self.stop_at_newline else frozenset())
         rows = [self._row(r) for r in requests]
-        said = self._forwards().decode(rows, [r.max_tokens for r in requests], stops)
+        said = self._forwards().decode(rows, [r.max_tokens for r in requests], stops, self._sampling)
         answers: list[Any] = []
         for request, ids, edits in zip(requests, said, self._collect(len(requests)), strict=True):
             text = chat.decode(ids)

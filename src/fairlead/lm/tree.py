@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Ids = npt.NDArray[np.int64]
 
@@ -28,6 +29,10 @@ class Tree:
     token: Ids  # [e] the token the step takes
     owner: Ids  # [e] which continuation the step belongs to
     lengths: tuple[int, ...]  # [a] tokens of each continuation
+
+    def ends(self) -> torch.Tensor:
+        """[a] where the last but one token of each continuation stands: 0 the decision token, 1 + i the prefix i."""
+        return torch.from_numpy(self.before[np.cumsum(self.lengths) - 1])
 
 
 def grow(continuations: Sequence[Sequence[int]]) -> Tree:
