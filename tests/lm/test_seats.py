@@ -204,7 +204,7 @@ def test_every_forward_is_on_the_meter(subject, prompts, legal):
         nonlocal calls
         calls += 1
 
-    handle = subject.model.register_forward_hook(count)
+    handle = subject.model.register_forward_pre_hook(count)  # a forward that stops early counts too
     try:
         free = asyncio.run(subject.generate(prompts[0], max_tokens=7))
         acted = asyncio.run(subject.prompted("x").generate(prompts[1], legal=legal[1]))

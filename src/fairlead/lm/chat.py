@@ -57,6 +57,7 @@ class Chat:
         self._roles: OrderedDict[Messages, Ids | None] = OrderedDict()
         self._texts: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self.end_ids = self._find_ends()
+        self.front = self._find_front()
 
     def prompt(self, messages: Messages) -> Prompt:
         """Renders and tokenises, with no special token but the template's own: there is never a second BOS, and
@@ -77,6 +78,11 @@ class Chat:
         return self._kept(
             self._texts, text, lambda t: tuple(self._encode(self.plain(t), add_special_tokens=False).ids)
         )
+
+    def raw(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text that is no chat: what the tokenizer puts in front of every text (a BOS, or
+        nothing), then the text, in which no special token can be spelled."""
+        return (*self.front, *self.action(text))
 
     def plain(self, text: str) -> str:
         """`text` with every special token of this checkpoint broken by a space after its first character."""
@@ -133,6 +139,13 @@ class Chat:
         ends = [tail[0]] if tail and tail[0] in self.tokenizer.added_tokens_decoder else []
         eos = self.tokenizer.eos_token_id
         return tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
+
+    def _find_front(self) -> tuple[int, ...]:
+        """The ids that the tokenizer itself puts before a text."""
+        bare = self._encode("a", add_special_tokens=False).ids
+        full = self._encode("a", add_special_tokens=True).ids
+        at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return tuple(full[:at])
 
     def _find_roles(self, messages: Messages) -> Ids | None:
         prompt = self.prompt(messages)

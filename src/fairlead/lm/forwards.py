@@ -17,7 +17,7 @@ from fairlead.core.types import EditReport
 from fairlead.lm.checkpoint import Checkpoint
 from fairlead.lm.hooks import ROLE_ASSISTANT, ForwardInfo, SiteHook
 from fairlead.lm.sampling import Sampling
-from fairlead.lm.sites import Attached
+from fairlead.lm.sites import Attached, stopped_behind
 from fairlead.lm.tree import EMPTY, Ids, Tree
 
 Reports = Callable[[], Sequence[tuple[EditReport, ...]]]
@@ -68,7 +68,7 @@ class Forwards:
         self, rows: Sequence[Row], sites: Sequence[str], trees: Sequence[Tree] | None = None
     ) -> tuple[dict[str, Tensor], Packed]:
         """The activations at `sites` [B, T, d] of one forward over the prompts, after this Subject's edits; with
-        `trees` over those too."""
+        `trees` over those too. The forward stops behind the last block that a site or an edit needs."""
         packed = pack(rows, trees or [EMPTY] * len(rows), self.checkpoint.model)
         found: dict[str, Tensor] = {}
 
@@ -79,7 +79,9 @@ class Forwards:
 
             return hook
 
-        _, charge = self._run(packed, keep=1, extra=tuple((site, keep(site)) for site in dict.fromkeys(sites)))
+        extra = tuple((site, keep(site)) for site in dict.fromkeys(sites))
+        layers = max((self.checkpoint.sites.depth(site) for site, _ in (*self.hooks, *extra)), default=None)
+        _, charge = self._run(packed, keep=1, extra=extra, layers=layers)
         charge(0)
         return found, packed
 
@@ -144,19 +146,25 @@ class Forwards:
         cache: Any = None,
         extra: Sequence[tuple[str, SiteHook]] = (),
         passes: float = 1.0,
+        layers: int | None = None,
     ) -> tuple[Tensor, Callable[..., None]]:
-        """One forward; returns the last `keep` logits [B, keep, V] and what charges it, given the new tokens."""
+        """One forward; returns the last `keep` logits [B, keep, V] and what charges it, given the new tokens.
+        `layers` is how many blocks need to run; the logits are empty where the forward stopped behind them."""
         started = time.perf_counter()
+        layers = layers if self.checkpoint.sites.can_stop(layers) else None
+        logits = torch.empty(0)
         with ExitStack() as stack:
             attached = Attached(stack, self.checkpoint.sites, (*self.hooks, *extra), packed.info)
-            output = self.checkpoint.model(
+            if layers is not None:
+                stack.enter_context(stopped_behind(self.checkpoint.sites, layers))
+            logits = self.checkpoint.model(
                 input_ids=packed.ids,
                 attention_mask=packed.mask,
                 position_ids=packed.positions.clamp(min=0),
                 past_key_values=cache,
                 use_cache=cache is not None,
                 logits_to_keep=keep,
-            )
+            ).logits
         attached.check()
         seconds = time.perf_counter() - started
         decoding = packed.width == 0
@@ -167,7 +175,7 @@ class Forwards:
             shape, flops = self.checkpoint.shape, 0.0
             for length, nodes in zip(packed.lengths, packed.nodes, strict=True):
                 read = nodes if decoding else length + nodes
-                flops += shape.flops(read, length + nodes, nodes if decoding else min(keep, 1 + nodes))
+                flops += shape.flops(read, length + nodes, nodes if decoding else min(keep, 1 + nodes), layers)
                 flops += self.hook_flops * read
             self.meter.charge(
                 prompt_tokens=0 if decoding else sum(packed.lengths),
@@ -177,7 +185,7 @@ class Forwards:
                 forwards=1,
             )
 
-        return output.logits, charge
+        return logits, charge
 
 
 def pack(rows: Sequence[Row], trees: Sequence[Tree], model: Any) -> Packed:

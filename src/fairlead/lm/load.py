@@ -35,14 +35,14 @@ def load(ref: str | Path, *, device: str = "cpu", meter: Any = None) -> LocalSub
     _check_weights(path)
     model, config, tokenizer = _read(path, device)
     _check_fit(path, model, config, tokenizer)
-    shape = measure(model, config)
+    sites = Sites(model, config.num_hidden_layers)
     checkpoint = Checkpoint(
         name=str(ref) if str(ref).startswith(POCKET) else path.name,
         fingerprint=fingerprint(path),
         model=model,
         chat=Chat(tokenizer),
-        sites=Sites(model, config.num_hidden_layers),
-        shape=shape,
+        sites=sites,
+        shape=measure(model, sites, config),
     )
     return LocalSubject(checkpoint, meter=meter)
 

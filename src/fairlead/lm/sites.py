@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +68,37 @@ class Sites:
             )
         modules = {"resid": self.blocks, "resid_pre": self.blocks, "attn": self.attn, "mlp": self.mlp}[kind]
         return kind, modules[int(layer)]
+
+
+    def depth(self, site: str) -> int:
+        """How many blocks a forward must run for `site` to have been there."""
+        kind, layer = self.place(site)[0], int(site.partition(".")[2])
+        return layer if kind == "resid_pre" else layer + 1
+
+    def can_stop(self, layers: int | None) -> bool:
+        """Whether a forward may end behind `layers` blocks: there are more, and none is moved between devices."""
+        moved = any(hasattr(block, "_hf_hook") for block in self.blocks)
+        return layers is not None and layers < len(self.blocks) and not moved
+
+
+class _Enough(Exception):
+    """Ends a forward whose rest nobody asked for."""
+
+
+@contextmanager
+def stopped_behind(sites: Sites, layers: int) -> Iterator[None]:
+    """Forwards inside end, without a result, where block `layers` would begin. Enter it after other hooks."""
+
+    def enough(_module: nn.Module, _args: Any) -> None:
+        raise _Enough
+
+    handle = sites.blocks[layers].register_forward_pre_hook(enough)
+    try:
+        yield
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
 
 
 class Attached:

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, Exit
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,6 +249,33 @@ class LocalSubject:
                     out[site] += [values[t.ends().to(values.device) + packed.width - 1].clone() for values, t in pairs]
                 self._collect(len(rows[part]))
         return {site: [values.clone() for values in got] for site, got in out.items()}
+
+    def text_activations(
+        self, texts: Sequence[str], sites: Sequence[str], *, max_tokens: int | None = None
+    ) -> dict[str, list[Tensor]]:
+        """Activations at `sites` of raw texts, with no chat template and no system line: N tensors [T, d] a site,
+        one row for each token of `text_tokens`. The forward stops behind the last block that is needed."""
+        rows = [Row(np.array(ids, dtype=np.int64), None, 0, 1) for ids in self.text_tokens(texts, max_tokens)]
+        out: dict[str, list[Tensor]] = {site: [] for site in sites}
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        with self._alone(), torch.inference_mode():
+            for part in _parts(len(rows), self.max_batch):
+                batch = [rows[i] for i in order[part]]
+                found, packed = self._forwards().read(batch, sites)
+                for site in out:
+                    out[site] += _cut(found[site], packed)
+                self._collect(len(batch))
+        place = {i: at for at, i in enumerate(order)}
+        return {site: [got[place[i]] for i in range(len(rows))] for site, got in out.items()}
+
+    def text_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
+        """The token ids of raw texts, each cut to `max_tokens` and to the context. They begin with the BOS where
+        this tokenizer puts one before a text; it never comes twice. An empty text without BOS is an error."""
+        longest = min(max_tokens or self.checkpoint.shape.context, self.checkpoint.shape.context)
+        found = [self.checkpoint.chat.raw(text)[:longest] for text in texts]
+        if empty := [i for i, ids in enumerate(found) if not ids]:
+            raise FairleadError("a text of no tokens", expected="some text", got=f"text {empty[0]} is empty")
+        return found
 
     def attribution(
         self,
