@@ -25,7 +25,7 @@ async def test_every_forward_of_fit_and_run_is_charged(
 
     subject = bench.subject.metered(meter)
     metered = replace(bench, subject=subject, task=planted.ToyTask(subject))  # the toy task labels with the model too
-    handle = bench.subject.model.register_forward_hook(count)
+    handle = bench.subject.model.register_forward_pre_hook(count)
     try:
         _, fitted = await fit(metered, name, variant, tmp_path)
         with fitted.open(metered.subject) as world:

@@ -10,8 +10,10 @@ import torch
 from fairlead.core.errors import BudgetExceeded, PlanError
 from fairlead.core.protocols import FitContext
 from fairlead.features.points import WHOLE, Point, by_stratum, choose, log_odds, measure, needed, points
+from fairlead.methods._world import Ask, together
 
 T = TypeVar("T")
+BATCH = 32  # decisions asked at once of a world that only acts
 Judge = Callable[[Any], Awaitable[dict[str, float]]]
 """(world) -> score in each stratum, and `all`: the mean over strata."""
 
@@ -53,15 +55,26 @@ def by_decisions(found: Sequence[Point]) -> Judge:
 
 
 async def _probabilities(world: Any, found: Sequence[Point]) -> torch.Tensor:
-    """In batches where the world has them, one by one where it only acts."""
+    """P(right) [N], in batches where the world has them; of a world that only acts, whether it is right."""
     if hasattr(world, "action_logprobs"):
         return measure(world, found).sigmoid()
-    scores = []
-    for point in found:
-        d = point.decision
-        said = await world.generate(d.messages, step=d.step, legal=d.legal)
-        scores.append(said.legal_logprobs)
-    return log_odds(scores, found).sigmoid()
+    values = []
+    for start in range(0, len(found), BATCH):
+        part = found[start : start + BATCH]
+        asks = [Ask(p.decision.messages, p.decision.step, p.decision.legal) for p in part]
+        for point, said in zip(part, await together(world, asks), strict=True):
+            if isinstance(said, Exception):
+                raise said
+            if said.legal_logprobs is None:
+                values.append(float(said.text in point.decision.right))
+            else:
+                values.append(float(log_odds([said.legal_logprobs], [point]).sigmoid()))
+    return torch.tensor(values)
+
+
+def validation_score(tried: Sequence[Mapping[str, Any]]) -> float | None:
+    """What the chosen candidate scored on validation: the largest `score`. None where nothing could be tried."""
+    return max((float(t["score"]) for t in tried), default=None)
 
 
 def _by_rollouts(ctx: FitContext[Any], measured: str, balance: str) -> Judge:

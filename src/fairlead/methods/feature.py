@@ -137,6 +137,7 @@ def about(subject: Any, found: Found, chosen: Sequence[Edit], tried: list[dict[s
         "cards": made,
         "dose_response": by_index[shown[0]].doses if shown else [],
         "tried": tried,
+        "validation_score": _choice.validation_score(tried),
         "train": {"bare": found.bare.strata, "best": found.candidates[0].strata if found.candidates else None},
         "search": {
             "decisions": len(found.points), "failed": sum(p.failed for p in found.points),

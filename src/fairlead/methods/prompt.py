@@ -61,7 +61,9 @@ class Line:
         return nullcontext(subject.prompted(self.text) if self.text else subject)
 
     def describe(self) -> dict[str, Any]:
-        return {"prompt": self.text, "tried": [dict(t) for t in self.tried], "selected_by": self.select}
+        score = _choice.validation_score(self.tried)
+        tried = [dict(t) for t in self.tried]
+        return {"prompt": self.text, "validation_score": score, "tried": tried, "selected_by": self.select}
 
     def save(self, path: Path) -> None:
         write_json(path, "prompt", {"text": self.text, "tried": list(self.tried), "select": self.select})

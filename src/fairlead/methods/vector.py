@@ -80,7 +80,12 @@ class VectorMethod:
             for edits, (site, strength), s in zip(candidates, [(None, 0.0), *cells], scores, strict=False)
         ]
         kept = {e.direction.name: vectors[e.direction.name] for e in chosen if isinstance(e.direction, StoredVector)}
-        about = {"tried": tried, "cells_left_out": len(cells) + 1 - len(tried), "dose_response": _doses(tried, chosen)}
+        about = {
+            "tried": tried,
+            "validation_score": _choice.validation_score(tried),
+            "cells_left_out": len(cells) + 1 - len(tried),
+            "dose_response": _doses(tried, chosen),
+        }
         return Steered("vector", chosen, None, kept, about)
 
     def load(self, path: Path) -> Steered:
