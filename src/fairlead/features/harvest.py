@@ -1,0 +1,164 @@
+"""Filling a feature store: texts or chats through the model once, encoded, kept sparse.
+
+    store = harvest(subject, dictionary, texts_of(subject, texts), "my-store")
+    Index(store).top[123]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fairlead.core.errors import FairleadError
+from fairlead.core.types import Messages
+from fairlead.features import index, store
+from fairlead.features.store import Array, Codes, Header, Store
+
+_DENSE_AT_ONCE = 2**24  # latents of a piece while it is dense: 64 MiB of float32
+
+Progress = Callable[[str, int, int], None]  # phase, done, of how many
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What is read: the token ids of every sequence, and a function that gives the activations [P, d] at a site of
+    some of them, one tensor each."""
+
+    ids: Sequence[Array]
+    read: Callable[[slice, str], list[Tensor]]
+
+
+def texts_of(subject: Any, texts: Sequence[str], *, max_tokens: int = 256) -> Corpus:
+    """Raw texts, each cut to `max_tokens`; what a cut leaves out is not read."""
+    ids = [np.array(found, dtype=np.uint32) for found in subject.text_tokens(texts, max_tokens)]
+    return Corpus(ids, lambda part, site: subject.text_activations(texts[part], [site], max_tokens=max_tokens)[site])
+
+
+def chats_of(subject: Any, prompts: Sequence[Messages]) -> Corpus:
+    """Chats, as the subject's template renders them."""
+    ids = [np.asarray(subject.tokens(prompt).ids, dtype=np.uint32) for prompt in prompts]
+    return Corpus(ids, lambda part, site: subject.activations(prompts[part], [site], "all")[site])
+
+
+def harvest(
+    subject: Any,
+    dictionary: Any,
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    window: int = 32,
+    shard_tokens: int = 65_536,
+    batch: int = 16,
+    with_neighbours: bool = True,
+    progress: Progress | None = None,
+) -> Store:
+    """The store of `corpus` at `out`, with its index. Interrupted, the same call goes on; finished, it only opens.
+
+    Memory: one shard's codes (6 bytes an entry), a piece of dense latents, and the index's tables (about 2.7 kB a
+    latent). Raises FairleadError where another harvest lies, where nothing is to be read, or where a shard cannot be
+    written."""
+    if not len(corpus.ids):
+        raise FairleadError("nothing to harvest", expected="at least one text")
+    dictionary.check_width(subject.d_model)
+    root, say = Path(out), progress or (lambda _phase, _done, _total: None)
+    header = _header(subject, dictionary, corpus, window, shard_tokens, batch)
+    store.begin(root, header, _vocabulary(subject))
+    done = 0
+    for number, part in enumerate(store.divide([len(s) for s in corpus.ids], shard_tokens)):
+        sequences = corpus.ids[part]
+
+        def told(tokens: int, before: int = done) -> None:
+            say("tokens", before + tokens, header.tokens)
+
+        if not store.has_shard(root, number):
+            codes = _codes(dictionary, corpus, part, batch, told)
+            store.write_shard(root, number, header, sequences, codes)
+        done += sum(len(s) for s in sequences)
+        say("tokens", done, header.tokens)
+    found = Store(root)
+    if not index.path_of(found).is_dir():
+        index.build(found, dictionary if with_neighbours else None, progress=progress)
+    return found
+
+
+@torch.inference_mode()
+def encode_sparse(dictionary: Any, x: Tensor) -> Codes:
+    """The latents of x [T, d] that are above 0, without ever holding more than a few rows of [T, m] dense."""
+    step = max(1, _DENSE_AT_ONCE // dictionary.n_features)
+    counts, latents, values = [], [], []
+    for piece in x.split(step):
+        f = dictionary.encode(piece.float())
+        row, latent = f.nonzero(as_tuple=True)
+        counts.append(torch.bincount(row, minlength=len(piece)))
+        latents.append(latent)
+        values.append(f[row, latent].float())
+
+    def joined(parts: list[Tensor]) -> Array:
+        whole: Array = torch.cat(parts).cpu().numpy()
+        return whole
+
+    if not len(x):
+        return Codes(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)))
+    return Codes(joined(counts), joined(latents), joined(values))
+
+
+def _codes(
+    dictionary: Any, corpus: Corpus, part: slice, batch: int, told: Callable[[int], None]
+) -> Iterator[Codes]:
+    tokens = 0
+    for start in range(part.start, part.stop, batch):
+        these = slice(start, min(start + batch, part.stop))
+        hidden = corpus.read(these, dictionary.site)
+        wrong = [i for i, (x, ids) in enumerate(zip(hidden, corpus.ids[these], strict=True)) if len(x) != len(ids)]
+        if wrong:
+            raise FairleadError(
+                "the model read other tokens than were counted",
+                expected=f"{len(corpus.ids[start + wrong[0]])} tokens of sequence {start + wrong[0]}",
+                got=str(len(hidden[wrong[0]])),
+            )
+        rows = torch.cat(list(hidden))
+        if not bool(torch.isfinite(rows).all()):
+            raise FairleadError(
+                f"activations at {dictionary.site} hold NaN or infinity",
+                expected="finite numbers",
+                got=f"sequences {start} to {these.stop - 1}",
+                do="check the model's weights and dtype",
+            )
+        yield encode_sparse(dictionary, rows)
+        tokens += len(rows)
+        told(tokens)
+
+
+def _header(
+    subject: Any, dictionary: Any, corpus: Corpus, window: int, shard_tokens: int, batch: int
+) -> Header:
+    digest = hashlib.sha256()
+    for ids in corpus.ids:
+        digest.update(len(ids).to_bytes(8, "little"))
+        digest.update(np.ascontiguousarray(ids, dtype="<u4").data)
+    return Header(
+        model=subject.name,
+        model_fingerprint=subject.fingerprint,
+        dictionary=dictionary.name,
+        dictionary_fingerprint=dictionary.fingerprint,
+        site=dictionary.site,
+        n_features=dictionary.n_features,
+        corpus=digest.hexdigest(),
+        sequences=len(corpus.ids),
+        tokens=sum(len(s) for s in corpus.ids),
+        window=window,
+        shard_tokens=shard_tokens,
+        batch=batch,
+    )
+
+
+def _vocabulary(subject: Any) -> list[str]:
+    tokenizer = subject.tokenizer
+    return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in range(len(tokenizer))]
