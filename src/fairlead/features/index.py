@@ -149,7 +149,8 @@ def strongest(shard: Shard, latents: Array, bits: Array, window: int) -> tuple[A
         raise FairleadError("a shard is too large to sort at once", do="harvest with fewer tokens a shard")
     low, middle = _U(sizes[2]), _U(sizes[1] + sizes[2])
     of_token = (number << middle) | (inside % window).astype(_U)
-    key = np.repeat(of_token, np.diff(shard.rows.astype(np.int64)))
+    entries: Array = np.diff(shard.rows.astype(np.int64))
+    key = np.repeat(of_token, entries)
     key |= latents.astype(_U) << (_U(sizes[0]) + middle)
     key |= bits.astype(_U) << low
     key.sort()

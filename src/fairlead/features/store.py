@@ -256,7 +256,7 @@ class Store:
     def _shard(self, number: int, first: int) -> Shard:
         place = _place(self.root, number)
         names = ("tokens", "starts", "rows", "latents", "values")
-        shard = Shard(*(load_array(place / f"{name}.npy") for name in names), first)
+        shard = Shard(first=first, **{name: load_array(place / f"{name}.npy") for name in names})
         rows = shard.rows
         whole = len(rows) == len(shard) + 1 and len(shard.starts) > 0 and int(shard.starts[0]) == 0
         if not whole or int(rows[-1]) != len(shard.latents) or len(shard.latents) != len(shard.values):
