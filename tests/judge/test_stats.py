@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
 
 from fairlead.core.errors import RecordError
 from fairlead.judge import stats
@@ -91,12 +90,45 @@ def test_nan_is_refused():
         stats.difference({1: math.nan}, {1: 0.0}, {1: 1})
 
 
+def test_benjamini_hochberg_by_hand():
+    found = stats.benjamini_hochberg({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert found == pytest.approx({"a": 0.03, "b": 0.04, "c": 0.04})
+    assert stats.benjamini_hochberg({}) == {}
+
+
+def test_agreement_everywhere_is_not_certainty():
+    """A control that changes nothing: the estimate is 0, and the interval is as wide as one discordant cluster."""
+    keys = range(40)
+    same = stats.difference({k: 1.0 for k in keys}, {k: 1.0 for k in keys}, {k: k for k in keys})
+    assert same.estimate == 0 and same.p == 1 and 0.02 < same.interval.high < 0.08
+    assert same.interval.low == -same.interval.high and same.mde > 0
+    assert stats.equivalence(same, 0.15) < 0.001 and stats.equivalence(same, 0.01) > 0.05
+
+
+def test_equivalence_is_not_claimed_without_the_clusters_for_it():
+    keys = range(39)
+    few = stats.difference({k: 1.0 for k in keys}, {k: 1.0 for k in keys}, {k: k for k in keys})
+    assert stats.equivalence(few, 0.5) is None
+    assert stats.equivalence(few, 0.0) is None
+
+
+def test_a_large_sample_takes_the_normal_limit(monkeypatch):
+    rng = np.random.default_rng(0)
+    sums = rng.normal(0.05, 1, 2_000)
+    limit = stats.sign_flip(sums)
+    monkeypatch.setattr(stats, "NORMAL_FROM", 10**9)
+    assert stats.sign_flip(sums) == pytest.approx(limit, abs=0.015)
+
+
 def test_few_clusters_are_said():
     keys = range(39)
     found = stats.difference({k: 1.0 for k in keys}, {k: 0.0 for k in keys}, {k: k for k in keys})
     assert any("39 clusters" in w for w in found.warnings)
     keys = range(40)
-    assert not stats.difference({k: 1.0 for k in keys}, {k: 0.0 for k in keys}, {k: k for k in keys}).warnings
+    a = {k: float(k % 2) for k in keys}
+    assert not stats.difference(a, {k: 0.0 for k in keys}, {k: k for k in keys}).warnings
+    rare = stats.difference({k: float(k == 0) for k in keys}, {k: 0.0 for k in keys}, {k: k for k in keys})
+    assert any("about 1 clusters" in w for w in rare.warnings)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40), st.integers(1, 4))
@@ -105,13 +137,12 @@ def test_swapping_arms_mirrors_everything(pairs, size):
     a = {i: float(x) for i, (x, _) in enumerate(pairs)}
     b = {i: float(y) for i, (_, y) in enumerate(pairs)}
     cluster = {i: i // size for i in a}
-    one = stats.difference(a, b, cluster, resamples=500)
-    two = stats.difference(b, a, cluster, resamples=500)
+    one, two = stats.difference(a, b, cluster), stats.difference(b, a, cluster)
     assert one.estimate == pytest.approx(-two.estimate)
-    assert one.p == two.p
+    assert one.p == two.p and stats.equivalence(one, 0.1) == pytest.approx(stats.equivalence(two, 0.1))
     if one.interval is not None:
         assert one.interval.low == pytest.approx(-two.interval.high, abs=2e-6)
-        assert one.interval.low - 1e-6 <= one.estimate <= one.interval.high + 1e-6 or one.clusters < 6
+        assert one.interval.low - 1e-6 <= one.estimate <= one.interval.high + 1e-6
 
 
 def test_order_of_items_changes_nothing():
@@ -121,56 +152,6 @@ def test_order_of_items_changes_nothing():
     cluster = {key: int(key[1:]) // 3 for key in a}
     again = stats.difference(dict(reversed(a.items())), b, cluster)
     assert again == stats.difference(a, b, cluster)
-
-
-def clustered_pairs(rng, clusters, size, p_a, p_b, rho):
-    """Binary outcomes of two arms whose latent difficulty is shared within a cluster and between the arms."""
-    shared, own_a, own_b = (rng.normal(size=(clusters, 1)) for _ in range(3))
-    arms = []
-    for own, p in ((own_a, p_a), (own_b, p_b)):
-        latent = math.sqrt(rho / 2) * (shared + own) + math.sqrt(1 - rho) * rng.normal(size=(clusters, size))
-        arms.append((latent < norm.ppf(p)).astype(float))
-    return arms[0] - arms[1]
-
-
-def simulate(worlds, clusters, size, p_a, p_b, rho, seed=0, resamples=999):
-    """Shares of worlds in which the interval covers the truth, and in which the test rejects at .05."""
-    rng, truth, covered, rejected = np.random.default_rng(seed), p_a - p_b, 0, 0
-    for _ in range(worlds):
-        delta = clustered_pairs(rng, clusters, size, p_a, p_b, rho)
-        keys = [(c, i) for c in range(clusters) for i in range(size)]
-        a = {key: float(delta[key]) for key in keys}
-        found = stats.difference(a, dict.fromkeys(keys, 0.0), {key: key[0] for key in keys}, resamples=resamples)
-        covered += found.interval.low - 1e-9 <= truth <= found.interval.high + 1e-9
-        rejected += found.p <= 0.05
-    return covered / worlds, rejected / worlds
-
-
-def test_promises_hold_on_clustered_worlds():
-    covered, rejected = simulate(150, 40, 3, 0.4, 0.4, 0.8)
-    assert covered >= 0.89 and rejected <= 0.10  # 3 standard errors about .95 and .05 at 150 worlds
-    covered, power = simulate(100, 60, 3, 0.6, 0.3, 0.8, seed=1)
-    assert covered >= 0.88 and power >= 0.9
-
-
-def test_ignoring_clusters_breaks_the_promise():
-    """The simulation can fail: the same data with every item its own cluster rejects far too often."""
-    rng, rejected = np.random.default_rng(5), 0
-    for _ in range(100):
-        shared = np.repeat(rng.integers(0, 2, 30) - rng.integers(0, 2, 30), 3)  # three copies of one outcome
-        rejected += stats.sign_flip(shared.astype(float), resamples=999) <= 0.05
-    assert rejected >= 12
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("clusters", [20, 40, 100, 200])
-@pytest.mark.parametrize(("p_a", "p_b"), [(0.5, 0.5), (0.9, 0.8), (0.5, 0.2), (0.05, 0.05)])
-@pytest.mark.parametrize(("size", "rho"), [(1, 0.0), (3, 0.8)])
-def test_promises_hold_widely(clusters, p_a, p_b, size, rho):
-    covered, rejected = simulate(600, clusters, size, p_a, p_b, rho, seed=clusters, resamples=1999)
-    assert covered >= (0.92 if clusters >= 40 else 0.90)
-    if p_a == p_b:
-        assert rejected <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
 DATA = Path(os.environ.get("FAIRLEAD_DATA") or Path(__file__).parents[3] / "shared" / "data") / "inside-the-agent"
@@ -196,10 +177,12 @@ def test_the_first_seed_reanalysed():
 
     alone = stats.difference(values("prompt-plus-targeted"), values("prompt-only"), cluster_of)
     assert (round(100 * alone.estimate, 1), alone.p) == (1.7, 1.0)
-    assert (round(100 * alone.interval.low), round(100 * alone.interval.high)) == (-5, 10)
+    assert (round(100 * alone.interval.low), round(100 * alone.interval.high)) == (-8, 11)  # 18 of 20 tasks tied
     sae = stats.difference(values("targeted"), base, cluster_of)
     assert (round(100 * sae.estimate, 1), round(sae.p, 3)) == (46.7, 0.008)
-    assert round(100 * sae.interval.low) == 17 and 71 <= 100 * sae.interval.high <= 74
+    assert (round(100 * sae.interval.low), round(100 * sae.interval.high)) == (15, 78)
+    wrong = stats.difference(values("targeted"), values("wrong-sign"), cluster_of)
+    assert round(wrong.p, 4) == 0.0005
     strict = stats.difference(values("targeted", "strict"), values("baseline", "strict"), cluster_of)
     assert strict.estimate is None and strict.missing == 60
 

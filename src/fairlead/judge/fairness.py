@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
 
 from fairlead.core.records import COMPLETE, NOT_APPLICABLE, Run
-from fairlead.judge.stats import FEW_CLUSTERS, fisher
-from fairlead.judge.tables import BASELINE, Cells, Question, is_control
+from fairlead.judge.question import BASELINE, Question, is_control
+from fairlead.judge.stats import FEW_CLUSTERS, Ints, holm, paired
+from fairlead.judge.tables import Cells, pair
 
 Result = Literal["pass", "warn", "fail", "not measured"]
 MISSING_PAIRS = 0.05  # share of pairs that may be missing
 ERROR_GAP = 0.05  # difference in error rates that two compared arms may have
-FUNNEL = ("emitted", "valid", "grounded", "executed", "effective")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the rubric, with what was found."""
+    """One fairness check, with what was found."""
 
     name: str
     result: Result
@@ -80,45 +82,55 @@ def _complete(run: Run, _cells: Cells, question: Question) -> Check:
     return Check("complete", "pass", f"{len(run.trials)} trials{stale}")
 
 
-def _unique(run: Run, _cells: Cells, _question: Question) -> Check:
-    twice = len(run.records) - len({(r.trial, r.item, r.seed) for r in run.records})
-    return _verdict("unique", twice == 0, f"{len(run.records)} Records, none twice", f"{twice} Records are there twice")
+def _unique(_run: Run, cells: Cells, _question: Question) -> Check:
+    table = cells.columns
+    keys = table.trial * (int(table.unit.max(initial=0)) + 1) + table.unit
+    twice = table.n - len(np.unique(keys))
+    return _verdict("unique", twice == 0, f"{table.n} Records, none twice", f"{twice} Records are there twice")
 
 
 def _errors(_run: Run, cells: Cells, question: Question) -> Check:
+    """Error rates are compared like any other measure: paired, by cluster, a sign-flip test, Holm over the arms."""
     bad, worst = [], 0.0
+    table = cells.columns
+    failed = (~table.scored).astype(float)
     for (model, decoding), arms in cells.groups.items():
-        rates = {arm: (sum(r.error is not None for r in found), len(found)) for arm, found in arms.items()}
-        worst = max([worst, *(e / n for e, n in rates.values() if n)])
-        if question.claim not in rates:
+        worst = max([worst, *(float(failed[rows].mean()) for rows in arms.values() if len(rows))])
+        others = [arm for arm in dict.fromkeys((BASELINE, *question.family)) if arm in arms]
+        mine = arms.get(question.claim)
+        if mine is None:
             continue
-        mine, n = rates[question.claim]
-        for arm in {BASELINE, *question.family} & set(rates):
-            theirs, m = rates[arm]
-            gap = abs(mine / n - theirs / m)
-            if gap > ERROR_GAP or (gap > 0 and fisher(mine, n, theirs, m) < 0.05):
-                bad.append(f"{question.claim} {mine}/{n}, {arm} {theirs}/{m} on {model}, {decoding}")
+        p_values = {}
+        for arm in others:
+            one, two, _ = pair(table, mine, arms[arm])
+            found = paired(failed[one] - failed[two], table.cluster[one])
+            p_values[arm] = 1.0 if found.p is None else found.p
+        adjusted = holm(p_values)
+        for arm in others:
+            gap = abs(float(failed[mine].mean()) - float(failed[arms[arm]].mean()))
+            if gap > ERROR_GAP or adjusted[arm] < 0.05:
+                counts = [f"{int(failed[rows].sum())}/{len(rows)}" for rows in (mine, arms[arm])]
+                bad.append(f"{question.claim} {counts[0]}, {arm} {counts[1]} on {model}, {decoding}")
     return _verdict("error parity", not bad, f"at most {worst:.1%} errors in an arm", "; ".join(bad))
 
 
-def _pairs(_run: Run, cells: Cells, question: Question) -> Check:
+def _pairs(run: Run, cells: Cells, question: Question) -> Check:
     bad, lost, total = [], 0, 0
+    capped = {arm for arm in question.family if run.plan is not None and run.plan.n_of(arm) < run.plan.n}
     for model, decoding in cells.groups:
-        mine = _measured(cells, model, decoding, question.claim, question)
+        mine = cells.get(model, decoding, question.claim, question.where)
         for arm in dict.fromkeys((BASELINE, *question.family)):
-            theirs = _measured(cells, model, decoding, arm, question)
-            if not theirs or not mine:
+            theirs = cells.get(model, decoding, arm, question.where)
+            if not len(theirs) or not len(mine):
                 continue
-            every, both = set(mine) | set(theirs), {k for k in mine if mine[k] and theirs.get(k)}
-            lost, total = lost + len(every) - len(both), total + len(every)
-            if len(every) - len(both) > MISSING_PAIRS * len(every):
-                bad.append(f"{arm} on {model}, {decoding}: {len(both)} of {len(every)} pairs")
+            one, two, every = pair(cells.columns, mine, theirs)
+            every = len(theirs) if arm in capped else every  # the plan runs it on fewer items
+            x, y = cells.values(one, question.primary), cells.values(two, question.primary)
+            both = int((~(np.isnan(x) | np.isnan(y))).sum())
+            lost, total = lost + every - both, total + every
+            if every - both > MISSING_PAIRS * every:
+                bad.append(f"{arm} on {model}, {decoding}: {both} of {every} pairs")
     return _verdict("pairs", not bad, f"{total - lost} of {total} pairs measured in both arms", "; ".join(bad))
-
-
-def _measured(cells: Cells, model: str, decoding: str, arm: str, question: Question) -> dict[Any, bool]:
-    found = cells.get(model, decoding, arm, question.where)
-    return {(r.item, r.seed): r.score is not None and r.score.get(question.primary) is not None for r in found}
 
 
 def _budget(run: Run, _cells: Cells, _question: Question) -> Check:
@@ -151,35 +163,32 @@ def _dictionary(run: Run, _cells: Cells, _question: Question) -> Check:
     return Check("dictionary share", "pass", f"10 % of its training charged to {len(users)} trials that use it")
 
 
-def _strict_is_loose(run: Run, _cells: Cells, _question: Question) -> Check:
-    scored: Sequence[Mapping[str, Any]] = [r.score for r in run.records if r.score is not None]
-    both = [s for s in scored if s.get("strict") is not None and s.get("loose") is not None]
-    bad = sum(bool(s["strict"]) and not s["loose"] for s in both)
+def _strict_is_loose(_run: Run, cells: Cells, _question: Question) -> Check:
+    measures = cells.columns.measures
+    name = "strict implies loose"
+    if "strict" not in measures or "loose" not in measures:
+        return Check(name, "not measured", "no Record has both")
+    strict, loose = measures["strict"], measures["loose"]
+    both = int((~(np.isnan(strict) | np.isnan(loose))).sum())
     if not both:
-        return Check("strict implies loose", "not measured", "no Record has both")
-    return _verdict(
-        "strict implies loose", bad == 0, f"{len(both)} Records", f"{bad} of {len(both)} Records violate it"
-    )
+        return Check(name, "not measured", "no Record has both")
+    bad = int(((strict > 0) & (loose == 0)).sum())
+    return _verdict(name, bad == 0, f"{both} Records", f"{bad} of {both} Records violate it")
 
 
-def _funnel(run: Run, _cells: Cells, _question: Question) -> Check:
-    seen = bad = 0
-    for record in run.records:
-        funnel = (record.outcome or {}).get("funnel")
-        if isinstance(funnel, Mapping):
-            levels = [funnel[name] for name in FUNNEL if funnel.get(name) is not None]
-            seen += 1
-            bad += any(b > a for a, b in zip(levels, levels[1:], strict=False))
+def _funnel(_run: Run, cells: Cells, _question: Question) -> Check:
+    funnel = cells.columns.funnel
+    seen, bad = int((funnel != 0).sum()), int((funnel < 0).sum())
     if not seen:
         return Check("action funnel", "not measured", "no Record has one")
     return _verdict("action funnel", bad == 0, f"nested in {seen} Records", f"not nested in {bad} of {seen} Records")
 
 
 def _clusters(_run: Run, cells: Cells, question: Question) -> Check:
-    counts = [
-        len({r.cluster for r in cells.get(model, decoding, question.claim, question.where)})
-        for model, decoding in cells.groups
-    ]
+    def count(rows: Ints) -> int:
+        return len(np.unique(cells.columns.cluster[rows]))
+
+    counts = [count(cells.get(*where, question.claim, question.where)) for where in cells.groups]
     fewest = min(counts, default=0)
     return Check("clusters", "pass" if fewest >= FEW_CLUSTERS else "warn", f"{fewest} at least; {FEW_CLUSTERS} wanted")
 

@@ -1,60 +1,54 @@
 """From Records to supported, refuted or inconclusive, with every reason. Never loads a model.
 
-Per model, in the deciding mode: **supported** when the claim's paired interval against each arm in `beat` lies
-above 0, the estimate reaches the smallest effect of interest and Holm's p is at most .05, and when the claim
-is above each control the same way (without the smallest effect). **Refuted** when an interval excludes the
-smallest effect from above. **Inconclusive** otherwise, and always after a failed fairness check. The study's
-verdict is what more than half of its models say.
+Per model, in the deciding mode: **supported** when the claim's paired interval against each arm in `beat`, and
+against the best of the baselines that the plan names, lies above 0, the estimate reaches the smallest effect of
+interest and Holm's p is at most .05, and when the claim is above each control the same way (without the smallest
+effect). The best baseline is the one that did best on validation, by what the fits recorded; where they recorded
+nothing comparable, the claim must beat each of them. **Refuted** when an interval excludes the smallest effect from
+above. **Inconclusive** otherwise, and always after a failed fairness check. The study's verdict is what more than
+half of its models say. Whether a report may say that the claim beats its baselines is for the rubric.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fairlead.core.errors import RecordError
 from fairlead.core.records import Run
-from fairlead.core.types import Cost
+from fairlead.judge.brittleness import Brittleness, Coverage, brittleness, coverage
+from fairlead.judge.costs import ArmCost, costs
+from fairlead.judge.evidence import Evidence
 from fairlead.judge.fairness import Check, checks
-from fairlead.judge.stats import holm
-from fairlead.judge.tables import BASELINE, Cells, Contrast, Question, Row, Slice, contrasts, rows
+from fairlead.judge.question import BASELINE, Question, Slice, rivals
+from fairlead.judge.rubric import RubricRow, may_claim, rubric
+from fairlead.judge.sequential import Sequential, sequential
+from fairlead.judge.stats import benjamini_hochberg, equivalence, holm
+from fairlead.judge.tables import Cells, Contrast, Row, contrasts, rows
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class ArmCost:
-    """What an arm cost to run on the test items within `where`, per success too, and to fit (from the ledger).
-
-    None is not measured: no success to divide by, or no ledger."""
-
-    model: str
-    decoding: str
-    arm: str
-    run: Cost
-    successes: int
-    flops_per_success: float | None
-    tokens_per_success: float | None
-    fit: Cost | None
-    dictionary_flops: float | None
-
-
-@dataclass(frozen=True)
 class ModelVerdict:
-    """The verdict on one model. `format_only` names arms whose gain over none exists in free decoding only."""
+    """The verdict on one model. `format_only` names arms whose gain over none exists in free decoding only.
+    `best` is the baseline that the primary contrast is taken against, `chosen` how it was chosen."""
 
     model: str
     status: str
     reasons: tuple[str, ...]
     format_only: tuple[str, ...]
+    best: str | None = None
+    chosen: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """All that the judge says about a run; `to_json` is what verdict.json holds."""
+    """All that the judge says about a run; `to_json` is what verdict.json holds. Without `may_claim` no sentence
+    of a report says that the claim beats its baselines: `claim_sentence` is the one to print."""
 
     status: str
     reasons: tuple[str, ...]
@@ -65,6 +59,13 @@ class Verdict:
     rows: tuple[Row, ...]
     costs: tuple[ArmCost, ...]
     warnings: tuple[str, ...]
+    rubric: tuple[RubricRow, ...] = ()
+    may_claim: bool = False
+    claim_sentence: str = ""
+    exploratory: bool = False
+    brittleness: tuple[Brittleness, ...] = ()
+    coverage: Coverage | None = None
+    sequential: tuple[Sequential, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; None is not measured."""
@@ -80,51 +81,134 @@ def judge(run: Run, question: Question | None = None) -> Verdict:
     if not run.records:
         raise RecordError("there are no Records to judge", do="run the study first")
     cells = Cells(run.records)
-    found = _with_family(contrasts(cells, question), question)
+    if not question.rivals:
+        question = replace(question, rivals=rivals((a for g in cells.groups.values() for a in g), question.claim))
+    models = tuple(dict.fromkeys(model for model, _ in cells.groups))
+    best = {model: best_baseline(run, model, question.rivals) for model in models}
+    found = _corrected(contrasts(cells, question), question, best)
     fair = checks(run, cells, question)
     failed = [f"{check.name}: {check.detail}" for check in fair if check.result == "fail"]
-    models = tuple(_model(model, found, question, failed) for model in dict.fromkeys(m for m, _ in cells.groups))
-    status, reason = _overall(models)
+    verdicts = tuple(_model(model, found, question, failed, best[model]) for model in models)
+    status, reason = _overall(verdicts)
+    spent = tuple(costs(run, cells, question))
+    seen = Evidence(
+        run=run,
+        cells=cells,
+        question=question,
+        status=status,
+        contrasts=tuple(found),
+        checks=fair,
+        costs=spent,
+        brittleness=brittleness(run, cells, question),
+        coverage=coverage(run, cells, question),
+    )
+    judged = rubric(seen)
+    allowed, sentence = may_claim(seen, judged)
     return Verdict(
         status=status,
-        reasons=(reason, *(f"failed fairness check, {text}" for text in failed), *_headlines(models)),
+        reasons=(reason, *(f"failed fairness check, {text}" for text in failed), *_headlines(verdicts)),
         question=question,
-        models=models,
+        models=verdicts,
         checks=fair,
         contrasts=tuple(found),
         rows=tuple(rows(cells, question.primary)),
-        costs=tuple(_costs(run, cells, question)),
+        costs=spent,
         warnings=_warnings(fair, found),
+        rubric=judged,
+        may_claim=allowed,
+        claim_sentence=sentence,
+        exploratory=seen.exploratory,
+        brittleness=seen.brittleness,
+        coverage=seen.coverage,
+        sequential=sequential(run, cells, question),
     )
 
 
-def _with_family(found: Sequence[Contrast], question: Question) -> list[Contrast]:
-    """Mark the stated family (the claim against `beat` and the controls, all models) and correct over it."""
-    marked = [replace(c, family=_in_family(c, question)) for c in found]
-    p_values = {i: c.difference.p for i, c in enumerate(marked) if c.family and c.difference.p is not None}
-    adjusted = holm({i: p for i, p in p_values.items() if p is not None})
-    return [replace(c, p_holm=adjusted.get(i)) for i, c in enumerate(marked)]
+def best_baseline(run: Run, model: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """The baseline with the best validation score that its fit recorded, and how it was found. None when not every
+    one recorded such a score by the same measure: the claim then has to beat each."""
+    scores: dict[str, float] = {}
+    kinds = set()
+    for arm in names:
+        told = [run.fitted[s.trial.key] for s in run.trials
+                if (s.trial.model, s.trial.arm) == (model, arm) and s.trial.key in run.fitted]  # fmt: skip
+        found = [v for about in told if (v := validation_score(about)) is not None]
+        if not found:
+            return None, "each, because not every fit recorded a validation score"
+        scores[arm] = sum(score for score, _ in found) / len(found)
+        kinds |= {kind for _, kind in found}
+    if not scores:
+        return None, ""
+    if len(kinds) > 1:
+        return None, f"each, because the fits recorded different validation measures ({', '.join(sorted(kinds))})"
+    top = max(scores, key=lambda arm: scores[arm])
+    return top, f"best on validation: {', '.join(f'{arm} {score:.3f}' for arm, score in scores.items())}"
 
 
-def _in_family(c: Contrast, question: Question) -> bool:
+def validation_score(about: Mapping[str, Any]) -> tuple[float, str] | None:
+    """What a fit says of its choice on validation, from its description: `validation = {score, measure}`, or the
+    best `score` of what it `tried`, by `selected_by`. For a chain, its last part's."""
+    stated = about.get("validation")
+    if isinstance(stated, Mapping) and isinstance(stated.get("score"), int | float):
+        return float(stated["score"]), str(stated.get("measure", "score"))
+    if isinstance(about.get("parts"), list | tuple) and about["parts"]:
+        return validation_score(about["parts"][-1])
+    tried = [t.get("score") for t in about.get("tried") or () if isinstance(t, Mapping)]
+    numbers = [float(s) for s in tried if isinstance(s, int | float) and not isinstance(s, bool)]
+    return (max(numbers), str(about.get("selected_by", "score"))) if numbers else None
+
+
+def _corrected(
+    found: Sequence[Contrast], question: Question, best: Mapping[str, tuple[str | None, str]]
+) -> list[Contrast]:
+    """Mark the stated family (the claim against `beat`, the baselines and the controls, all models) and correct
+    over it by Holm; over everything else, which is a scan, by Benjamini–Hochberg."""
+    marked = [replace(c, family=_in_family(c, question, best[c.model][0])) for c in found]
+    family = {i: c.difference.p for i, c in enumerate(marked) if c.family and c.difference.p is not None}
+    scan = {i: c.difference.p for i, c in enumerate(marked) if not c.family and c.difference.p is not None}
+    adjusted = holm({i: p for i, p in family.items() if p is not None})
+    discovered = benjamini_hochberg({i: p for i, p in scan.items() if p is not None})
+    return [
+        replace(
+            c,
+            p_holm=adjusted.get(i),
+            q=discovered.get(i),
+            p_equivalent=equivalence(c.difference, question.smallest_effect),
+        )
+        for i, c in enumerate(marked)
+    ]
+
+
+def _in_family(c: Contrast, question: Question, best: str | None) -> bool:
     return (
         c.arm == question.claim
-        and c.against in question.family
+        and c.against in family(question, best)
         and c.decoding == question.decoding
         and c.measure == question.primary
         and dict(c.where) == dict(question.where)
     )
 
 
-def _model(model: str, found: Sequence[Contrast], question: Question, failed: Sequence[str]) -> ModelVerdict:
-    family = [c for c in found if c.family and c.model == model]
-    against = {c.against for c in family}
+def family(question: Question, best: str | None) -> tuple[str, ...]:
+    """The arms of the confirmatory family on one model: of the named baselines, the best on validation alone where
+    that is known."""
+    if best is None or best not in question.baselines:
+        return question.family
+    spared = set(question.baselines) - {best} - set(question.beat)
+    return tuple(arm for arm in question.family if arm not in spared)
+
+
+def _model(
+    model: str, found: Sequence[Contrast], question: Question, failed: Sequence[str], best: tuple[str | None, str]
+) -> ModelVerdict:
+    members = [c for c in found if c.family and c.model == model]
+    against = {c.against for c in members}
     reasons, states = [], []
-    for contrast in family:
+    for contrast in members:
         state, text = _one(contrast, question)
         states.append(state)
         reasons.append(text)
-    lost = [arm for arm in question.family if arm not in against]
+    lost = [arm for arm in family(question, best[0]) if arm not in against]
     if lost:
         states.append(INCONCLUSIVE)
         reasons.append(f"not compared with {', '.join(lost)}: no Records")
@@ -137,7 +221,7 @@ def _model(model: str, found: Sequence[Contrast], question: Question, failed: Se
         status = REFUTED
     else:
         status = SUPPORTED if set(states) == {SUPPORTED} else INCONCLUSIVE
-    return ModelVerdict(model, status, tuple(reasons), format_only)
+    return ModelVerdict(model, status, tuple(reasons), format_only, *best)
 
 
 def _one(c: Contrast, question: Question) -> tuple[str, str]:
@@ -149,9 +233,13 @@ def _one(c: Contrast, question: Question) -> tuple[str, str]:
         f"{name}: {100 * d.estimate:+.1f} points, 95 % [{100 * d.interval.low:+.1f}, {100 * d.interval.high:+.1f}], "
         f"p (Holm) = {c.p_holm:.4f}, {d.pairs} pairs in {d.clusters} clusters"
     )
-    needed = wanted if c.against in question.beat and c.against not in question.controls else 0.0
+    if d.mde is not None:
+        text += f", smallest detectable {100 * d.mde:.1f}"
+    needed = wanted if c.against in question.must_reach else 0.0
     if d.interval.low > 0 and d.estimate >= needed and c.p_holm <= ALPHA:
         return SUPPORTED, text
+    if c.p_equivalent is not None and c.p_equivalent <= ALPHA:
+        text += f"; equivalent within ±{100 * wanted:g} points (TOST p = {c.p_equivalent:.3f})"
     if d.interval.high < wanted:
         return REFUTED, f"{text}: an effect of {100 * wanted:g} points is excluded"
     why = "the interval reaches 0" if d.interval.low <= 0 else "it is below the smallest effect of interest"
@@ -181,34 +269,6 @@ def _overall(models: Sequence[ModelVerdict]) -> tuple[str, str]:
 def _headlines(models: Sequence[ModelVerdict]) -> list[str]:
     """One line per model: the first contrast of the family and how many of them hold."""
     return [f"{m.model}: {m.status}; {m.reasons[0]}" for m in models if m.reasons]
-
-
-def _costs(run: Run, cells: Cells, question: Question) -> list[ArmCost]:
-    found = []
-    for (model, decoding), arms in cells.groups.items():
-        for arm in arms:
-            records = cells.get(model, decoding, arm, question.where)
-            cost = sum((r.cost for r in records), Cost())
-            wins = sum(bool(r.score and r.score.get(question.primary)) for r in records)
-            tokens = cost.prompt_tokens + cost.new_tokens
-            keys = {r.trial for r in records}
-            ledgers = [run.ledgers[k] for k in keys if k in run.ledgers]
-            fits = [Cost(**ledger["fit"]) for ledger in ledgers if ledger.get("fit")]
-            shares = [ledger["dictionary"]["share_flops"] for ledger in ledgers if ledger.get("dictionary")]
-            found.append(
-                ArmCost(
-                    model=model,
-                    decoding=decoding,
-                    arm=arm,
-                    run=cost,
-                    successes=wins,
-                    flops_per_success=cost.flops / wins if wins and cost.flops else None,
-                    tokens_per_success=tokens / wins if wins and tokens else None,
-                    fit=sum(fits, Cost()) if fits else None,
-                    dictionary_flops=None if None in shares else sum(shares) if ledgers else None,
-                )
-            )
-    return found
 
 
 def _warnings(fair: Sequence[Check], found: Sequence[Contrast]) -> tuple[str, ...]:
