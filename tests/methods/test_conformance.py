@@ -17,18 +17,18 @@ from fairlead.steering import parse
 
 ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
-    ("control", "wrong_sign"), ("control", "random"), ("control", "noise"),
+    ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
-    "control": {"nearest": 16}, "none": {},
+    "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
 }  # fmt: skip
 
 
 async def fit(bench: Bench, name: str, variant: str | None, folder: Path) -> tuple[Any, Any]:
-    """(method, fitted); a control's sibling comes from disk, as in a study."""
+    """(method, fitted); the sibling of a control, or of the winner, comes from disk, as in a study."""
     feature = plugins.get("methods", "feature")(None, FEATURE)
-    if name == "control" and not (folder / "feature").exists():
+    if name in ("control", "winner") and not (folder / "feature").exists():
         (folder / "feature").mkdir()
         (await feature.fit(bench.context(FEATURE))).save(folder / "feature")
     method = plugins.get("methods", name)(variant, OPTIONS[name])

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fairlead.core import plugins
-from fairlead.core.keys import content_key
+from fairlead.core.chain import Chain, load
 from fairlead.core.plan import Plan, components
 from fairlead.core.protocols import FitContext, Fitted, Method
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Fitted parts of `a+b`, opened in order: b's world stands on a's."""
-
-    parts: tuple[Fitted[Any], ...]
-
-    @property
-    def fingerprint(self) -> str:
-        return content_key([part.fingerprint for part in self.parts])
-
-    def open(self, subject: Any) -> AbstractContextManager[Any]:
-        return self._open(subject)
-
-    @contextmanager
-    def _open(self, subject: Any) -> Iterator[Any]:
-        with ExitStack() as stack:
-            world = subject
-            for part in self.parts:
-                world = stack.enter_context(part.open(world))
-            yield world
-
-    def describe(self) -> dict[str, Any]:
-        return {"parts": [part.describe() for part in self.parts]}
-
-    def save(self, path: Path) -> None:
-        for i, part in enumerate(self.parts):
-            (path / str(i)).mkdir(parents=True)
-            part.save(path / str(i))
 
 
 @dataclass(frozen=True)
@@ -83,9 +52,7 @@ class Arm:
 
     def load(self, path: Path) -> Fitted[Any]:
         """Load what `save` left: the same files whether the fit is fresh or resumed."""
-        if len(self.methods) == 1:
-            return self.methods[0].load(path)
-        return Chain(tuple(method.load(path / str(i)) for i, method in enumerate(self.methods)))
+        return load(self.methods, path)
 
 
 def build(plan: Plan, name: str) -> Arm:
