@@ -114,11 +114,11 @@ BREAKS = {
     "a pickle": (lambda p: (p / "sae_weights.safetensors").write_bytes(b"\x80\x04cos\nsystem\n"), "not a whole"),
     "NaN": (lambda p: poison(p, "sae_weights.safetensors", float("nan")), "holds NaN"),
     "infinite statistics": (lambda p: poison(p, "fairlead_stats.safetensors", float("inf")), "holds NaN"),
-    "unknown architecture": (lambda p: edit_cfg(p, architecture="gated"), "unknown architecture"),
+    "unknown architecture": (lambda p: edit_cfg(p, architecture="temporal"), "unknown architecture"),
     "wrong width": (lambda p: edit_cfg(p, d_in=16), "disagree on d_in"),
     "normalised inputs": (lambda p: edit_cfg(p, normalize_activations="layer_norm"), "not supported"),
     "no threshold": (lambda p: drop(p, "threshold"), "lacks threshold"),
-    "list for metadata": (lambda p: edit_cfg(p, metadata=[1]), "metadata in cfg.json is not an object"),
+    "list for metadata": (lambda p: edit_cfg(p, metadata=[1]), "metadata is not an object"),
     "topk without k": (lambda p: edit_cfg(p, architecture="topk"), "has no k"),
     "topk with words for k": (lambda p: edit_cfg(p, architecture="topk", k="many"), "has no k"),
     "topk with too many": (lambda p: edit_cfg(p, architecture="topk", k=21), "needs k"),
@@ -148,7 +148,8 @@ def test_nan_is_refused_at_write_and_the_old_file_stays(tmp_path):
 def test_refs(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRLEAD_POCKET", str(tmp_path))
     home = tmp_path / "shopper-s" / "dictionaries"
-    saved = {name: random_dictionary(seed=i) for i, name in enumerate(["resid.2", "resid.2-seed1", "resid.3"])}
+    names = ["resid.2", "resid.2-seed1", "resid.3"]
+    saved = {name: random_dictionary(seed=i).replace(site=name[:7]) for i, name in enumerate(names)}
     for name, d in saved.items():
         dictionaries.save(d, home / name)
     refs = {

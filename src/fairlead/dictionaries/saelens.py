@@ -1,77 +1,164 @@
 """The SAELens disk format: `cfg.json` and `sae_weights.safetensors` in one directory.
 
-Read and written without sae-lens installed. The architectures standard, jumprelu and topk are ones that
-sae-lens 6 reads back; `onehot` (k-means) is ours alone. What SAELens has no place for (maximum
-activation and firing rate per latent, the calibrated threshold of a topk) lies beside them in
-`fairlead_stats.safetensors`. Nothing is ever unpickled.
+Read and written without sae-lens installed. Architectures: standard, jumprelu, topk, gated (folded into a
+jumprelu), the training layouts batchtopk and matryoshka_batchtopk (which become jumprelus, with the scale of
+`activation_scaler.json` folded in), and the transcoders. `onehot` (k-means) is ours alone. Inputs that are
+normalised token by token (layer_norm, constant_norm_rescale) cannot be folded into weights and are refused, as
+is `reshape_activations: hook_z`. What SAELens has no place for (maximum activation and firing rate per latent,
+the calibrated threshold of a topk) lies beside them in `fairlead_stats.safetensors`.
 
-Source of the format: the cfg fields and forward passes of sae-lens 6 (`SAEConfig`, `StandardSAE`,
-`JumpReLUSAE`, `TopKSAE`).
+Source of the format: the cfg fields and forward passes of sae-lens 6.54 (`SAEConfig`, `StandardSAE`,
+`JumpReLUSAE`, `TopKSAE`, `GatedSAE`, `BatchTopKTrainingSAE`, `Transcoder`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fairlead.core.errors import LoadError
+from fairlead.dictionaries import files, fold, hookpoints
 from fairlead.dictionaries.base import SparseDictionary
+from fairlead.dictionaries.transcoder import Transcoder
 
 CFG, WEIGHTS, STATS = "cfg.json", "sae_weights.safetensors", "fairlead_stats.safetensors"
+SCALER = "activation_scaler.json"
+FILES = f"{CFG} and {WEIGHTS} (SAELens)"
 ARCHITECTURES = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk", "onehot": "onehot"}
-_HOOKS = (  # (our site, TransformerLens hook name)
-    ("resid", "blocks.{}.hook_resid_post"),
-    ("resid_pre", "blocks.{}.hook_resid_pre"),
-    ("attn", "blocks.{}.hook_attn_out"),
-    ("mlp", "blocks.{}.hook_mlp_out"),
-)
+_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+_TRANSCODERS = {
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+_READ = (*ARCHITECTURES, "gated", *_TRAINING, *_TRANSCODERS)
+_HOOKS = {
+    "resid": "blocks.{}.hook_resid_post",
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "attn": "blocks.{}.hook_attn_out",
+    "mlp": "blocks.{}.hook_mlp_out",
+}
 
 
-def read(path: Path) -> SparseDictionary:
+def find(path: Path) -> Path | None:
+    """The directory at `path` (or of its weights file), when it holds this format."""
+    folder = path.parent if path.is_file() and path.name in (CFG, WEIGHTS) else path
+    if not (folder / CFG).is_file() or (folder / "sae.safetensors").is_file():
+        return None
+    return folder
+
+
+def site(path: Path) -> str:
+    """What cfg.json says that it explains; the hook's own name where it is none of our sites."""
+    cfg = _read_cfg(path)
+    return _site(cfg, _table(cfg, "metadata", path))
+
+
+def read(path: Path, *, site: str = "", k: int | None = None) -> SparseDictionary | Transcoder:
     """The dictionary in directory `path`. LoadError on anything missing, truncated, NaN, misshapen or unknown."""
-    cfg = _read_cfg(path / CFG)
-    architecture, k = _architecture(cfg, path)
-    weights = _tensors(path / WEIGHTS)
-    needed = ["W_enc", "W_dec", "b_enc", "b_dec"] + (["threshold"] if architecture == "jumprelu" else [])
-    missing = [key for key in needed if key not in weights]
-    if missing:
-        raise LoadError(
-            f"{path / WEIGHTS} lacks {', '.join(missing)}", expected=", ".join(needed), got=str(list(weights))
-        )
-    stats = _tensors(path / STATS) if (path / STATS).exists() else {}
+    del k
+    cfg = _read_cfg(path)
+    weights = files.read_safetensors(files.inside(path, WEIGHTS))
+    stats = files.read_safetensors(files.inside(path, STATS)) if (path / STATS).exists() else {}
+    scaler = files.read_json(files.inside(path, SCALER)) if (path / SCALER).is_file() else {}
+    return from_parts(cfg, weights, stats, path, site=site, scale=scaler.get("scaling_factor"))
+
+
+def from_parts(
+    cfg: Mapping[str, Any], weights: Mapping[str, Tensor], stats: Mapping[str, Tensor], path: Path, *,
+    site: str = "", scale: Any = None,
+) -> SparseDictionary | Transcoder:  # fmt: skip
+    """The dictionary that a cfg and its tensors describe; `scale` is what inputs were multiplied by."""
+    architecture, k = _architecture(cfg, path, scale)
+    if architecture in _TRANSCODERS:
+        return _transcoder(cfg, weights, path, site, architecture)
     meta = _table(cfg, "metadata", path)
     own = _table(meta, "fairlead", path)
-    dictionary = SparseDictionary(
+    dictionary = _family(cfg, weights, path, architecture, k).replace(
         name=str(own.get("name") or path.name),
-        site=own.get("site") or _site(meta.get("hook_name") or cfg.get("hook_name") or meta.get("hf_hook_name") or ""),
-        W_enc=weights["W_enc"],
-        W_dec=weights["W_dec"],
-        b_enc=weights["b_enc"],
-        b_dec=weights["b_dec"],
-        activation=ARCHITECTURES[architecture],  # type: ignore[arg-type]
-        threshold=weights.get("threshold", stats.get("threshold")),
-        k=k,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        site=site or _site(cfg, meta),
         max_activation=stats.get("max_activation"),
         firing_rate=stats.get("firing_rate"),
         training_flops=own.get("training_flops"),
         metadata={key: value for key, value in own.items() if key not in ("name", "site", "training_flops")},
     )
-    for label, size in (("d_in", dictionary.d_in), ("d_sae", dictionary.n_features)):
-        if label in cfg and cfg[label] != size:
-            raise LoadError(
-                f"{path}: cfg.json and weights disagree on {label}", expected=str(cfg[label]), got=str(size)
-            )
-    return _folded(dictionary) if cfg.get("rescale_acts_by_decoder_norm") else dictionary
+    if dictionary.threshold is None and "threshold" in stats:
+        dictionary = dictionary.replace(threshold=stats["threshold"])
+    sizes = {"d_in": (cfg.get("d_in"), dictionary.d_in), "d_sae": (cfg.get("d_sae"), dictionary.n_features)}
+    files.agree(path, sizes)
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        dictionary = fold.unit_decoder(dictionary)
+    if scale not in (None, 1, 1.0):
+        dictionary = fold.scaled_input(dictionary, files.number({SCALER: scale}, SCALER, path))
+    return dictionary
+
+
+def _family(
+    cfg: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path, architecture: str, k: int | None
+) -> SparseDictionary:
+    """The dictionary before its names, statistics and foldings."""
+    file, centred = path / WEIGHTS, bool(cfg.get("apply_b_dec_to_input", True))
+    if architecture == "gated":
+        files.need(weights, ("W_enc", "W_dec", "b_dec", "r_mag", "b_gate", "b_mag"), file)
+        r_mag, b_gate, b_mag = (files.vector(weights, key, file) for key in ("r_mag", "b_gate", "b_mag"))
+        W_enc, W_dec = (files.matrix(weights, key, file) for key in ("W_enc", "W_dec"))
+        b_dec = files.vector(weights, "b_dec", file)
+        return fold.gated("", "", W_enc, W_dec, b_dec, r_mag=r_mag, b_gate=b_gate, b_mag=b_mag,
+                          apply_b_dec_to_input=centred)  # fmt: skip
+    activation, gate = ARCHITECTURES.get(architecture, "jumprelu"), []
+    if architecture in _TRAINING:
+        gate = ["topk_threshold"]
+    elif activation == "jumprelu":
+        gate = ["log_threshold" if "log_threshold" in weights else "threshold"]
+    files.need(weights, ["W_enc", "W_dec", "b_enc", "b_dec", *gate], file)
+    threshold = files.vector(weights, gate[0], file, weights["b_enc"].numel()) if gate else None
+    if gate == ["log_threshold"] and threshold is not None:
+        threshold = threshold.exp()
+    return SparseDictionary(
+        name="",
+        site="",
+        W_enc=files.matrix(weights, "W_enc", file),
+        W_dec=files.matrix(weights, "W_dec", file),
+        b_enc=files.vector(weights, "b_enc", file),
+        b_dec=files.vector(weights, "b_dec", file),
+        activation=activation,  # type: ignore[arg-type]
+        threshold=threshold,
+        k=k,
+        apply_b_dec_to_input=centred,
+    )
+
+
+def _transcoder(
+    cfg: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path, site: str, architecture: str
+) -> Transcoder:
+    file, meta, jump = path / WEIGHTS, _table(cfg, "metadata", path), "jumprelu" in architecture
+    keys = ["W_enc", "W_dec", "b_enc", "b_dec", *(["threshold"] if jump else [])]
+    files.need(weights, [*keys, "W_skip"] if "skip" in architecture else keys, file)
+    read_at = hookpoints.site_of(meta.get("hook_name") or cfg.get("hook_name"))
+    written_at = hookpoints.site_of(meta.get("hook_name_out") or cfg.get("hook_name_out"))
+    found = Transcoder(
+        name=path.name,
+        site_in=read_at,
+        site=site or written_at,
+        W_enc=files.matrix(weights, "W_enc", file),
+        W_dec=files.matrix(weights, "W_dec", file),
+        b_enc=files.vector(weights, "b_enc", file),
+        b_dec=files.vector(weights, "b_dec", file),
+        activation=_TRANSCODERS[architecture],  # type: ignore[arg-type]
+        threshold=files.vector(weights, "threshold", file) if jump else None,
+        W_skip=files.matrix(weights, "W_skip", file).T if "skip" in architecture else None,
+    )
+    sizes = {"d_in": (cfg.get("d_in"), found.d_in), "d_sae": (cfg.get("d_sae"), found.n_features)}
+    files.agree(path, {**sizes, "d_out": (cfg.get("d_out"), found.d_out)})
+    return found
 
 
 def write(dictionary: SparseDictionary, path: Path) -> None:
@@ -108,18 +195,12 @@ def write(dictionary: SparseDictionary, path: Path) -> None:
 
 
 def _read_cfg(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise LoadError(f"no dictionary at {path.parent}", expected=f"{CFG} and {WEIGHTS}", got=f"no {CFG}")
-    try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise LoadError(f"{path} cannot be read as JSON", got=str(error), do="fetch the file again") from error
-    if not isinstance(cfg, dict):
-        raise LoadError(f"{path} is not a JSON object", expected="{...}", got=type(cfg).__name__)
-    return cfg
+    if not (path / CFG).exists():
+        raise LoadError(f"no dictionary at {path}", expected=f"{CFG} and {WEIGHTS}", got=f"no {CFG}")
+    return files.read_json(files.inside(path, CFG))
 
 
-def _architecture(cfg: Mapping[str, Any], path: Path) -> tuple[str, int | None]:
+def _architecture(cfg: Mapping[str, Any], path: Path, scale: Any) -> tuple[str, int | None]:
     """(architecture, k); also reads pre-6 files, where a topk was a standard with an activation function."""
     architecture, k = cfg.get("architecture", "standard"), cfg.get("k")
     function = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
@@ -127,15 +208,28 @@ def _architecture(cfg: Mapping[str, Any], path: Path) -> tuple[str, int | None]:
         architecture, k = "topk", _table(cfg, "activation_fn_kwargs", path).get("k")
     elif architecture == "standard" and function != "relu":
         architecture = f"standard with {function}"
-    if str(architecture) not in ARCHITECTURES:
+    if str(architecture) not in _READ:
+        raise LoadError(f"{path} holds an unknown architecture", expected=", ".join(_READ), got=str(architecture))
+    if cfg.get("normalize_activations") == "expected_average_only_in" and scale is None:
         raise LoadError(
-            f"{path} holds an unknown architecture", expected=", ".join(ARCHITECTURES), got=str(architecture)
+            f"{path} multiplies its inputs by a scale that it does not give",
+            expected=f'normalize_activations none, or {SCALER} with "scaling_factor"',
+            got="normalize_activations expected_average_only_in",
+            do=f'write {{"scaling_factor": √d / average norm of the activations}} into {path / SCALER}',
         )
-    unsupported = {"normalize_activations": (None, False, "none"), "reshape_activations": (None, "none")}
-    unsupported["finetuning_scaling_factor"] = (None, False)
+    unsupported: dict[str, tuple[Any, ...]] = {
+        "normalize_activations": (None, False, "expected_average_only_in", "none"),
+        "reshape_activations": (None, "none"),
+        "finetuning_scaling_factor": (None, False),
+    }
     for key, fine in unsupported.items():
         if cfg.get(key) not in fine:
-            raise LoadError(f"{path} needs {key}, which is not supported", expected=str(fine[-1]), got=str(cfg[key]))
+            raise LoadError(
+                f"{path} needs {key}, which is not supported",
+                expected=str(fine[-1]),
+                got=str(cfg[key]),
+                do="choose a dictionary of the residual stream, or one whose inputs are not normalised per token",
+            )
     if architecture != "topk":
         return architecture, None
     if not isinstance(k, int):
@@ -144,28 +238,8 @@ def _architecture(cfg: Mapping[str, Any], path: Path) -> tuple[str, int | None]:
 
 
 def _table(cfg: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """The JSON object under `key`, empty when absent."""
-    found = cfg.get(key) or {}
-    if not isinstance(found, dict):
-        raise LoadError(f"{path}: {key} in cfg.json is not an object", expected="{...}", got=repr(found)[:80])
-    return found
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise LoadError(f"no weights at {path}", expected=path.name, got="nothing")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LoadError(
-            f"{path} is not a whole safetensors file", got=str(error), do="fetch the file again; it may be truncated"
-        ) from error
-    for label, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise LoadError(
-                f"{label} in {path} holds NaN or infinity", expected="finite numbers", do="fetch the file again"
-            )
-    return {label: tensor.to(torch.float32) for label, tensor in tensors.items()}
+    """The JSON object under `key` of cfg.json, empty when absent."""
+    return files.table(cfg, key, path / CFG)
 
 
 def _save(tensors: Mapping[str, Tensor | None], path: Path) -> None:
@@ -190,25 +264,16 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def _folded(dictionary: SparseDictionary) -> SparseDictionary:
-    """sae-lens may select on pre·‖W_dec‖ and divide the norm out again in decode; unit decoder rows do the same."""
-    norm = dictionary.W_dec.norm(dim=-1).clamp_min(1e-12)
-    return dictionary.replace(
-        W_enc=dictionary.W_enc * norm, b_enc=dictionary.b_enc * norm, W_dec=dictionary.W_dec / norm[:, None]
-    )
-
-
-def _site(hook: object) -> str:
-    """`blocks.2.hook_resid_post` and `model.layers.2` are `resid.2`; an unknown hook name stays as it is."""
-    hook = str(hook)
-    for site, pattern in _HOOKS:
-        if found := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook):
-            return f"{site}.{found[1]}"
-    if found := re.fullmatch(r"model\.layers\.(\d+)", hook):
-        return f"resid.{found[1]}"
-    return hook
+def _site(cfg: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
+    """The site of a cfg: ours when it was written here, else what its hook's name stands for."""
+    own = meta.get("fairlead")
+    if isinstance(own, dict) and own.get("site"):
+        return str(own["site"])
+    out = meta.get("hook_name_out") or cfg.get("hook_name_out")
+    hook = out or meta.get("hook_name") or cfg.get("hook_name") or cfg.get("hook_point") or meta.get("hf_hook_name")
+    return hookpoints.site_of(hook)
 
 
 def _hook_name(site: str) -> str:
     kind, _, layer = site.rpartition(".")
-    return dict(_HOOKS)[kind].format(layer) if kind in dict(_HOOKS) else site
+    return _HOOKS[kind].format(layer) if kind in _HOOKS else site

@@ -154,4 +154,4 @@ def save_whole(dictionary: SparseDictionary, path: Path) -> None:
 
 
 def load_whole(path: Path) -> SparseDictionary:
-    return dictionaries.load(path)
+    return dictionaries.load_sparse(path)

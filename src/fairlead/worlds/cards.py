@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from fairlead.dictionaries import load as load_dictionary
+from fairlead.dictionaries import load_sparse as load_dictionary
 from fairlead.lm.load import load
 from fairlead.worlds import gates
 from fairlead.worlds import mixture as mx
