@@ -18,10 +18,13 @@ from fairlead.steering import parse
 ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
+    ("lora", None), ("reft", None), ("reft", "relu"),
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
     "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
+    "lora": {"ranks": [4], "lrs": [1e-2], "epochs": 2, "batch": 4},
+    "reft": {"sites": ["resid.1"], "ranks": [2], "lrs": [3e-2], "epochs": 4, "batch": 4},
 }  # fmt: skip
 
 
