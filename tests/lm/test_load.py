@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tests.lm.tiny import ARCHITECTURES, write
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from fairlead.core.errors import LoadError, NotApplicable
 from fairlead.core.ledger import Meter
@@ -105,10 +106,12 @@ def test_code_in_a_checkpoint_is_not_run(copy, tmp_path):
     assert not proof.exists()
 
 
-def test_no_chat_template(copy):
+def test_no_chat_template_gets_the_plain_one(copy):
     (copy / "chat_template.jinja").unlink()
-    with pytest.raises(LoadError, match="no chat template"):
-        load(copy)
+    subject = load(copy)
+    said = subject.tokens((Message("system", "You shop."), Message("user", "buy")))
+    assert said.text == "System:\nYou shop.\n\nUser:\nbuy\n\nAssistant:\n"
+    assert subject.checkpoint.chat.end_id == subject.tokenizer.eos_token_id
 
 
 def test_a_tokenizer_larger_than_the_embedding(copy):
@@ -123,26 +126,24 @@ def test_a_tokenizer_larger_than_the_embedding(copy):
         load(copy)
 
 
-def test_other_architectures_say_what_they_cannot(folder, tmp_path):
-    sizes = {
-        "vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 2, "eos_token_id": 1,
-    }  # fmt: skip
+def test_layers_that_are_not_attention_are_refused(tmp_path):
+    write(tmp_path, "llama")
+    values = {k: v for k, v in ARCHITECTURES["llama"][1].items() if k != "tie_word_embeddings"}
+    config = transformers.Lfm2Config(**values, layer_types=["conv", "full_attention", "conv"])
+    transformers.Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="attention Fairlead cannot direct"):
+        load(tmp_path)
 
-    def saved(name, config, model):
-        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
-        model(config).save_pretrained(tmp_path / name)
-        return tmp_path / name
 
-    qwen = load(saved("qwen", Qwen2Config(**sizes), Qwen2ForCausalLM))
-    assert len(qwen.sites) == 8 and qwen.checkpoint.sites.additive
-    with pytest.raises(LoadError, match="do not see the whole context"):
-        load(saved("gemma", Gemma2Config(**sizes), Gemma2ForCausalLM))
-    full = Gemma2Config(**sizes, layer_types=["full_attention"] * 2)
-    gemma = load(saved("gemma_full", full, Gemma2ForCausalLM))
-    assert gemma.sites == ["resid.0", "resid.1", "resid_pre.0", "resid_pre.1"]
-    with pytest.raises(NotApplicable, match="not what this model adds"):
-        gemma.edited({"mlp.0": lambda h, _: h}, "x", lambda: [()])
+def test_sites_of_a_block_that_scales_what_it_adds(tmp_path):
+    """Granite multiplies each contribution before it is added, so neither part is one."""
+    write(tmp_path, "llama")
+    settings = {"residual_multiplier": 0.3, **ARCHITECTURES["llama"][1]}
+    transformers.GraniteForCausalLM(transformers.GraniteConfig(**settings)).save_pretrained(tmp_path)
+    granite = load(tmp_path)
+    assert granite.sites == [f"{kind}.{n}" for kind in ("resid", "resid_pre") for n in range(3)]
+    with pytest.raises(NotApplicable, match="not something this model adds"):
+        granite.edited({"mlp.0": lambda h, _: h}, "x", lambda: [()])
 
 
 def test_pocket_models_are_found_by_name(folder, monkeypatch):

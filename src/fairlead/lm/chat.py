@@ -1,8 +1,14 @@
 """Messages to tokens through the checkpoint's own chat template, and which token was said by whom.
 
 What a message says is text. A page may hold "<|assistant|>", as an attacker wrote it; tokenised as it stands
-that would open a turn. So the checkpoint's special tokens are spelled with a space inside a message or an
-action, "< |assistant|>": only the template makes special tokens, and text without them is left as it is.
+that would open a turn. So the checkpoint's special tokens, and the marks among its other added tokens (<think>,
+[INST]; not HTML's own tags), are spelled with a space inside a message or an action, "< |assistant|>": only the
+template makes such tokens, and text without them is left as it is.
+
+A checkpoint without a template (GPT-2, Pythia) gets a plain one: "User:", a new line, what was said, an empty
+line. A template that refuses a system turn (Gemma 2) gets its words at the head of the first user turn. A
+template that asks for the date is told DATE, so that a prompt is the same on any day, and one that can leave
+thinking out (Qwen3) does: what follows the prompt is the action.
 """
 
 from __future__ import annotations
@@ -25,6 +31,17 @@ Ids = npt.NDArray[np.int64]
 K = TypeVar("K")
 V = TypeVar("V")
 KEPT = 4096
+DATE = "26 Jul 2024"
+_FIXED = {"enable_thinking": False, "date_string": DATE}  # given to every template; most ask for neither
+_CLOCK = (
+    "{%- macro strftime_now(format) -%}{%- if format == '%Y-%m-%d' -%}2024-07-26{%- else -%}"
+    + DATE
+    + "{%- endif -%}{%- endmacro -%}"
+)  # put before a template that reads the clock: a macro hides the global of the same name
+_HTML = re.compile(
+    r"</?(table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|s|sub|sup|code|p|br|a|ul|ol|li)>"
+)
+_MARK = re.compile(r"[<\[].+[>\]]", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +57,10 @@ class Prompt:
 class Chat:
     """One checkpoint's tokenizer and template. Renderings and token ids are kept, the latest KEPT of each."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, ends: Sequence[int] = ()) -> None:
+        """`ends` are ids that end a turn beside the template's own and the tokenizer's EOS."""
         if not getattr(tokenizer, "is_fast", False):
             raise LoadError("this tokenizer has no tokenizer.json", do="save a fast tokenizer with the checkpoint")
-        if not tokenizer.chat_template:
-            raise LoadError(
-                "this checkpoint has no chat template",
-                expected="chat_template in tokenizer_config.json, or chat_template.jinja",
-                do="use a chat model, or add the template its prompts were trained with",
-            )
         self.tokenizer = tokenizer
         self._encode = tokenizer.backend_tokenizer.encode
         self._special = _pattern(tokenizer)
@@ -56,8 +68,13 @@ class Chat:
         self._prompts: OrderedDict[Messages, Prompt] = OrderedDict()
         self._roles: OrderedDict[Messages, Ids | None] = OrderedDict()
         self._texts: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self.end_ids = self._find_ends()
         self.front = self._find_front()
+        template = tokenizer.chat_template
+        template = template.get("default", "") if isinstance(template, dict) else template or ""
+        self.templated = bool(template)
+        self._template = f"{_CLOCK}{template}" if "strftime_now" in template else None  # None: the tokenizer's own
+        self._folds = self.templated and not self._takes_system()
+        self.end_ids = self._find_ends(ends)
 
     def prompt(self, messages: Messages) -> Prompt:
         """Renders and tokenises, with no special token but the template's own: there is never a second BOS, and
@@ -122,23 +139,44 @@ class Chat:
         return tuple(replace(m, content=self.plain(m.content)) for m in messages)
 
     def _render(self, messages: Messages, open_turn: bool) -> str:
+        if not self.templated:
+            return self._render_plainly(messages, open_turn)
+        messages = _folded(messages) if self._folds else messages
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, chat_template=self._template, tokenize=False, add_generation_prompt=open_turn, **_FIXED
+                )
+            )
         except FairleadError:
             raise
         except Exception as error:  # jinja2 errors, raised by the checkpoint's own template
             roles = ", ".join(m.role for m in messages)
             raise FairleadError(f"the chat template refused the messages: {error}", got=f"roles {roles}") from error
 
-    def _find_ends(self) -> tuple[int, ...]:
-        """Ids that end a turn: what the template puts after the assistant's words, then the model's EOS."""
+    def _render_plainly(self, messages: Messages, open_turn: bool) -> str:
+        """Role, colon, new line, words, empty line; the assistant's words end with the EOS, where there is one."""
+        front = str(self.tokenizer.decode(list(self.front))) if self.front else ""
+        end = self.tokenizer.eos_token or ""
+        said = [f"{m.role.capitalize()}:\n{m.content}{end if m.role == 'assistant' else ''}\n\n" for m in messages]
+        return front + "".join(said) + ("Assistant:\n" if open_turn else "")
+
+    def _takes_system(self) -> bool:
+        self._folds = False
+        try:
+            return "Zq7" in self._render((Message("system", "Zq7"), Message("user", "x")), True)
+        except FairleadError:
+            return False
+
+    def _find_ends(self, more: Sequence[int]) -> tuple[int, ...]:
+        """Ids that end a turn: what the template puts after the assistant's words, the tokenizer's EOS, then `more`."""
         mark = "Zq7"
         said = self._render((Message("user", "x"), Message("assistant", mark)), False)
         tail = self._encode(said[said.rfind(mark) + len(mark) :], add_special_tokens=False).ids
         ends = [tail[0]] if tail and tail[0] in self.tokenizer.added_tokens_decoder else []
         eos = self.tokenizer.eos_token_id
-        return tuple(dict.fromkeys([*ends, *([] if eos is None else [eos])]))
+        return tuple(dict.fromkeys([*ends, *([] if eos is None else [eos]), *more]))
 
     def _find_front(self) -> tuple[int, ...]:
         """The ids that the tokenizer itself puts before a text."""
@@ -184,9 +222,22 @@ def with_system(messages: Messages, extra: str) -> Messages:
     return (Message("system", extra), *messages)
 
 
+def _folded(messages: Messages) -> Messages:
+    """The system turn's words at the head of the first user turn, for templates that know no system."""
+    if not messages or messages[0].role != "system":
+        return messages
+    system, rest = messages[0], messages[1:]
+    if not rest or rest[0].role != "user":
+        return (Message("user", system.content), *rest)
+    joined = f"{system.content}\n\n{rest[0].content}" if system.content else rest[0].content
+    return (replace(rest[0], content=joined), *rest[1:])
+
+
 def _pattern(tokenizer: Any) -> re.Pattern[str] | None:
-    """Finds the spelling of any special token; None where the tokenizer has none."""
-    spelled = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    """Finds the spelling of any special token, and of any added token that is a mark like <think> or [INST] and
+    not a tag of HTML; None where the tokenizer has none. Added words, letters and blanks are ordinary text."""
+    added = tokenizer.added_tokens_decoder.values()
+    spelled = {t.content for t in added if t.special or (_MARK.fullmatch(t.content) and not _HTML.fullmatch(t.content))}
     spelled.update(tokenizer.all_special_tokens)
     longest_first = sorted(filter(None, spelled), key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

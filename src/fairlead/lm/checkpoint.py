@@ -12,6 +12,7 @@ from torch import nn
 from fairlead.core.errors import FairleadError
 from fairlead.core.ledger import forward_flops
 from fairlead.lm.chat import Chat
+from fairlead.lm.masks import Masks
 from fairlead.lm.sites import Sites
 
 CHANGING_ROPE = ("dynamic", "longrope")  # their angles depend on the longest row of a batch
@@ -53,6 +54,7 @@ class Checkpoint:
     chat: Chat
     sites: Sites
     shape: Shape
+    masks: Masks = Masks()
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def fits(self, tokens: int) -> None:

@@ -39,7 +39,8 @@ class Packed:
 
     ids: Tensor  # long [B, T]
     positions: Tensor  # long [B, T], -1 on padding
-    mask: Tensor  # float [B, 1, T, T], 0 or the lowest number
+    sees: Tensor  # bool [B, T, S]; where a token may look among the S tokens so far, its own T included
+    keys: Tensor  # long [B, S]; the positions of those, -1 on padding
     info: ForwardInfo
     width: int  # P
     lengths: list[int]  # real prompt tokens of each row
@@ -111,10 +112,10 @@ class Forwards:
         """Continuations, each up to its limit or to the first token in `stops`, which it includes: greedy, or drawn."""
         device = self.checkpoint.model.device
         packed = pack(rows, [EMPTY] * len(rows), self.checkpoint.model)
-        cache = DynamicCache(config=self.checkpoint.model.config)
+        cache = DynamicCache()  # whole in every layer: the masks see to windows
         said: list[list[int]] = [[] for _ in rows]
         alive = list(range(len(rows)))
-        seen = packed.info.real
+        keys = packed.positions
         chance = [sampling.stream(row.ids, row.step) for row in rows] if sampling else []
         logits, charge = self._run(packed, keep=1, cache=cache)
         while True:
@@ -132,10 +133,10 @@ class Forwards:
             if len(going) < len(alive):
                 index = torch.tensor(going, device=device)
                 alive = [alive[i] for i in going]
-                seen = seen[index]
+                keys = keys[index]
                 cache.batch_select_indices(index)
-            seen = torch.cat([seen, seen.new_ones(len(alive), 1)], dim=1)
-            step = _one_more(rows, alive, said, seen, packed, self.checkpoint.model)
+            step = _one_more(rows, alive, said, keys, packed, device)
+            keys = step.keys
             logits, charge = self._run(step, keep=1, cache=cache)
 
     def _run(
@@ -159,7 +160,9 @@ class Forwards:
                 stack.enter_context(stopped_behind(self.checkpoint.sites, layers))
             logits = self.checkpoint.model(
                 input_ids=packed.ids,
-                attention_mask=packed.mask,
+                attention_mask=self.checkpoint.masks.build(
+                    packed.sees, packed.positions, packed.keys, self.checkpoint.model.dtype
+                ),
                 position_ids=packed.positions.clamp(min=0),
                 past_key_values=cache,
                 use_cache=cache is not None,
@@ -223,7 +226,8 @@ def pack(rows: Sequence[Row], trees: Sequence[Tree], model: Any) -> Packed:
         roles_known=_to(np.array([r.roles is not None for r in rows]), device),
         request=torch.arange(count, device=device),
     )
-    return Packed(_to(ids, device), info.positions, _mask(_to(sees, device), model), info, width, lengths, nodes)
+    at = info.positions
+    return Packed(_to(ids, device), at, _to(sees, device), at, info, width, lengths, nodes)
 
 
 def add_up(logits: Tensor, trees: Sequence[Tree]) -> list[Tensor]:
@@ -242,10 +246,15 @@ def add_up(logits: Tensor, trees: Sequence[Tree]) -> list[Tensor]:
 
 
 def _one_more(
-    rows: Sequence[Row], alive: Sequence[int], said: Sequence[Sequence[int]], seen: Tensor, packed: Packed, model: Any
+    rows: Sequence[Row],
+    alive: Sequence[int],
+    said: Sequence[Sequence[int]],
+    keys: Tensor,
+    packed: Packed,
+    device: torch.device,
 ) -> Packed:
-    """The next decode step: the token each living row has just said."""
-    device, count = model.device, len(alive)
+    """The next decode step: the token each living row has just said, after those at `keys`."""
+    count = len(alive)
     lengths = [packed.lengths[r] + len(said[r]) - 1 for r in alive]
     yes = torch.ones(count, 1, dtype=torch.bool, device=device)
     known = torch.tensor([rows[r].roles is not None for r in alive], device=device)
@@ -262,13 +271,8 @@ def _one_more(
         request=torch.tensor(alive, device=device),
     )
     ids = torch.tensor([[said[r][-1]] for r in alive], device=device)
-    return Packed(ids, positions, _mask(seen[:, None, :], model), info, 0, lengths, [1] * count)
-
-
-def _mask(sees: Tensor, model: Any) -> Tensor:
-    """bool [B, Q, S] to what attention adds to its scores, [B, 1, Q, S]."""
-    lowest = torch.finfo(model.dtype).min
-    return torch.zeros(sees.shape, dtype=model.dtype, device=sees.device).masked_fill_(~sees, lowest)[:, None]
+    keys = torch.cat([keys, positions], dim=1)
+    return Packed(ids, positions, (keys >= 0)[:, None, :], keys, info, 0, lengths, [1] * count)
 
 
 def _to(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:

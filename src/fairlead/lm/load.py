@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from fairlead.core.errors import LoadError
 from fairlead.lm.chat import Chat
 from fairlead.lm.checkpoint import Checkpoint, measure
+from fairlead.lm.masks import find_masks
 from fairlead.lm.sites import Sites
 from fairlead.lm.subject import LocalSubject
 
@@ -26,7 +27,7 @@ _HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*
 
 
 def load(ref: str | Path, *, device: str = "cpu", meter: Any = None) -> LocalSubject:
-    """Loads a Hugging Face checkpoint (Llama architecture, safetensors) as a Subject.
+    """Loads a Hugging Face checkpoint (a decoder-only language model, safetensors) as a Subject.
 
     `ref` is a directory, or "pocket/NAME" for a model that ships with the package. Weights are float32 on
     the CPU, and as stored elsewhere. No code from the checkpoint is run. Raises LoadError.
@@ -34,15 +35,18 @@ def load(ref: str | Path, *, device: str = "cpu", meter: Any = None) -> LocalSub
     path = find(ref)
     _check_weights(path)
     model, config, tokenizer = _read(path, device)
-    _check_fit(path, model, config, tokenizer)
-    sites = Sites(model, config.num_hidden_layers)
+    _check_fit(path, model, tokenizer)
+    text = model.config.get_text_config()
+    masks = find_masks(model, text)
+    sites = Sites(model, text.num_hidden_layers)
     checkpoint = Checkpoint(
         name=str(ref) if str(ref).startswith(POCKET) else path.name,
         fingerprint=fingerprint(path),
         model=model,
-        chat=Chat(tokenizer),
+        chat=Chat(tokenizer, _ends(model)),
         sites=sites,
-        shape=measure(model, sites, config),
+        shape=measure(model, sites, text),
+        masks=masks,
     )
     return LocalSubject(checkpoint, meter=meter)
 
@@ -145,7 +149,13 @@ def _read(path: Path, device: str) -> tuple[Any, Any, Any]:
     return model.to(device).eval().requires_grad_(False), config, tokenizer
 
 
-def _check_fit(path: Path, model: Any, config: Any, tokenizer: Any) -> None:
+def _ends(model: Any) -> tuple[int, ...]:
+    """The ids at which the checkpoint's own generation settings stop."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return () if found is None else tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
+
+
+def _check_fit(path: Path, model: Any, tokenizer: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise LoadError(
@@ -153,13 +163,6 @@ def _check_fit(path: Path, model: Any, config: Any, tokenizer: Any) -> None:
             expected=f"at most {rows} tokens",
             got=f"{len(tokenizer)}",
             do="use the tokenizer that was saved with these weights",
-        )
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise LoadError(
-            f"{path} has layers that do not see the whole context",
-            expected="full attention in every layer, as in Llama",
-            got=", ".join(sorted(kinds)),
         )
 
 

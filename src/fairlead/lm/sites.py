@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fairlead.core.errors import FairleadError, LoadError, NotApplicable, UnknownName
+from fairlead.core.errors import FairleadError, NotApplicable, UnknownName
 from fairlead.lm.hooks import ForwardInfo, SiteHook
+from fairlead.lm.probe import find_blocks, find_parts
 
 KINDS = ("resid", "resid_pre", "attn", "mlp")
 
@@ -19,36 +19,26 @@ class Sites:
     """The decoder blocks of a model and what they are made of.
 
     "resid.L" is what block L puts out, "resid_pre.L" what it takes in, "attn.L" and "mlp.L" what its
-    attention and its MLP add to the stream, so that resid_pre + attn + mlp = resid in pre-norm blocks.
+    attention and its MLP add to the stream: resid_pre + attn + mlp = resid, as was tried when they were found.
     """
 
     def __init__(self, model: nn.Module, n_layers: int) -> None:
-        self.blocks = _blocks(model, n_layers)
-        self.attn = [_child(block, ("attn", "attention")) for block in self.blocks]
-        self.mlp = [_child(block, ("mlp", "feed_forward")) for block in self.blocks]
+        self.blocks: list[nn.Module] = find_blocks(model, n_layers)
+        parts = find_parts(model, self.blocks)
+        self.attn: list[nn.Module | None] = [part.attn for part in parts]
+        self.mlp: list[nn.Module | None] = [part.mlp for part in parts]
 
-        self.additive = True
-        self.additive = self._adds_up(model)
-
-    def _adds_up(self, model: Any) -> bool:
-        """Whether resid_pre + attn + mlp = resid in block 0, tried on one token."""
-        found: dict[str, Tensor] = {}
-
-        def keep(site: str) -> tuple[str, SiteHook]:
-            return site, lambda hidden, _: found.setdefault(site, hidden)
-
-        hooks = [keep(f"{kind}.0") for kind in KINDS]
-        with ExitStack() as stack, torch.inference_mode():
-            Attached(stack, self, hooks, None)
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
-        total = found["resid_pre.0"] + found["attn.0"] + found["mlp.0"]
-        scale = float(found["resid.0"].abs().max()) + 1e-6
-        return float((total - found["resid.0"]).abs().max()) < 0.02 * scale
+    @property
+    def additive(self) -> bool:
+        """Whether every block is the sum of what it takes in, its attention and its MLP."""
+        return all(part is not None for part in (*self.attn, *self.mlp))
 
     def names(self) -> list[str]:
         """Every site, e.g. ["resid.0", ..., "mlp.3"]."""
-        kinds = KINDS if self.additive else ("resid", "resid_pre")
-        return [f"{kind}.{layer}" for kind in kinds for layer in range(len(self.blocks))]
+        return [f"{kind}.{i}" for kind in KINDS for i, module in enumerate(self._modules(kind)) if module is not None]
+
+    def _modules(self, kind: str) -> Sequence[nn.Module | None]:
+        return {"attn": self.attn, "mlp": self.mlp}.get(kind, self.blocks)
 
     def place(self, site: str) -> tuple[str, nn.Module]:
         """(kind, module) of a site. UnknownName when there is no such site."""
@@ -60,15 +50,14 @@ class Sites:
                 expected=f"{', '.join(KINDS)} with a layer 0..{last}, e.g. resid.{last}",
                 got=site,
             )
-        if kind in ("attn", "mlp") and not self.additive:
+        module = self._modules(kind)[int(layer)]
+        if module is None:
             raise NotApplicable(
-                f"{site} is not what this model adds to its residual stream",
+                f"{site} is not something this model adds to its residual stream",
                 expected="blocks in which resid_pre + attn + mlp = resid",
                 do="use resid or resid_pre sites with this architecture",
             )
-        modules = {"resid": self.blocks, "resid_pre": self.blocks, "attn": self.attn, "mlp": self.mlp}[kind]
-        return kind, modules[int(layer)]
-
+        return kind, module
 
     def depth(self, site: str) -> int:
         """How many blocks a forward must run for `site` to have been there."""
@@ -155,27 +144,3 @@ def _checked(site: str, old: Tensor, new: Tensor) -> Tensor:
             got=f"{tuple(new.shape)} {new.dtype}",
         )
     return new
-
-
-def _blocks(model: nn.Module, n_layers: int) -> list[nn.Module]:
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and len({type(m) for m in module}) == 1:
-            return list(module)
-    raise LoadError(
-        "cannot find the decoder blocks of this model",
-        expected=f"one ModuleList of {n_layers} equal blocks",
-        got=type(model).__name__,
-        do="use a Llama-like decoder",
-    )
-
-
-def _child(block: nn.Module, words: tuple[str, ...]) -> nn.Module:
-    found = [m for name, m in block.named_children() if any(w in name for w in words) and "norm" not in name]
-    if len(found) != 1:
-        raise LoadError(
-            f"cannot tell which part of {type(block).__name__} is its {words[0]}",
-            expected="one child module",
-            got=f"{len(found)}",
-            do="use a Llama-like decoder",
-        )
-    return found[0]
