@@ -66,3 +66,20 @@ async def test_a_seat_is_taken_once_and_freed_by_an_error():
         with pytest.raises(ValueError, match="taken"):
             async with fake.seat(0):
                 pass
+
+
+async def test_it_can_be_shown_examples_and_sampled():
+    def copycat(messages, legal, step):
+        said = [m.content for m in messages if m.role == "assistant"]
+        return said[-1] if said else "bait"
+
+    fake = FakeSubject(copycat)
+    shown = fake.shown([(Message("user", "buy the blue one"), Message("assistant", "buy"))])
+    assert (await fake.generate(ASK, legal=LEGAL)).text == "bait"
+    assert (await shown.generate(ASK, legal=LEGAL)).text == "buy"
+    assert (await shown.prompted("now").generate(ASK, legal=LEGAL)).text == "buy"
+    drawn = [fake.sampled(2.0, seed) for seed in range(40)]
+    texts = [(await one.generate(ASK, legal=LEGAL)).text for one in drawn]
+    assert texts == [(await one.generate(ASK, legal=LEGAL)).text for one in drawn]
+    assert set(texts) == set(LEGAL)
+    assert len({s.fingerprint for s in (fake, shown, *drawn)}) == 42

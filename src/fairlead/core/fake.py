@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class FakeSubject:
         self.policy, self.name, self.meter, self.n_matmul = policy, name, meter or Meter(), n_matmul
         self._system, self._base = system, fingerprint or content_key(["fake", name])
         self.fingerprint = self._base if not system else content_key([self._base, system])
+        self._shown: tuple[Message, ...] = ()
+        self._sampling: tuple[float, int] | None = None
         self._group = _Group()
         self._order: int | None = None
 
@@ -84,6 +87,7 @@ class FakeSubject:
             if text not in legal:
                 text = legal[0]
             scores = _scores(text, legal)
+            text = self._drawn(legal, scores, content_key([[m.content for m in messages], step]), text)
         words, new = _words(messages), max(1, len(text.split()))
         self.meter.charge(prompt_tokens=words, new_tokens=new, flops=2 * self.n_matmul * (words + new), forwards=1)
         return Generation(text=text, prompt_tokens=words, new_tokens=new, legal_logprobs=scores)
@@ -103,6 +107,29 @@ class FakeSubject:
         if self._order is None:
             other._group = _Group()  # a seat keeps its place when it is prompted
         return other
+
+    def shown(self, examples: Sequence[Messages]) -> FakeSubject:
+        """This subject with worked examples between every prompt's system line and the rest."""
+        return self._copy(_shown=(*self._shown, *(turn for example in examples for turn in example)))
+
+    def sampled(self, temperature: float, seed: int) -> FakeSubject:
+        """This subject drawing its legal choice from its own scores, by seed, prompt and step alone."""
+        return self._copy(_sampling=(temperature, seed))
+
+    def _copy(self, **change: object) -> FakeSubject:
+        other = copy.copy(self)
+        other.__dict__.update(change)
+        parts = [self.fingerprint, [[m.role, m.content] for m in other._shown], list(other._sampling or ())]
+        other._base = other.fingerprint = content_key(parts)
+        other._group = _Group()
+        return other
+
+    def _drawn(self, legal: Sequence[str], scores: Sequence[float], key: str, text: str) -> str:
+        if self._sampling is None:
+            return text
+        temperature, seed = self._sampling
+        weights = [math.exp(score / temperature) for score in scores]
+        return random.Random(f"{seed}/{key}").choices(list(legal), weights)[0]
 
     def seat(self, order: int) -> AbstractAsyncContextManager[FakeSubject]:
         """See `Subject.seat`. Orders must be distinct among the taken seats."""
@@ -128,6 +155,8 @@ class FakeSubject:
             await self._group.turn(self._order)
 
     def _with_system(self, prompt: Messages) -> Messages:
+        first = int(bool(prompt) and prompt[0].role == "system")
+        prompt = (*prompt[:first], *self._shown, *prompt[first:])
         if not self._system:
             return prompt
         if prompt and prompt[0].role == "system":
