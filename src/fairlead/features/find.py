@@ -93,9 +93,11 @@ def find(subject: Any, dictionary: Any, train: Sequence[Point], search: Search |
     dictionary = _measured(subject, dictionary, points)
     few = Screen(subject, dictionary, choose(points, search.n_screen, search.seed), ends)
     all_ = few.on(points)
-    latents, ranked, numbers = _shortlist(subject, dictionary, points, search)
-    critical = [p for p in points if p.failed] or [p for p in points if p.critical]
-    places = find_places(subject, dictionary, critical, search.places)
+    slopes = attribution.gradients(subject, dictionary.site, points)
+    latents, ranked, numbers = _shortlist(subject, dictionary, points, search, slopes)
+    chosen = [i for i, p in enumerate(points) if p.failed] or [i for i, p in enumerate(points) if p.critical]
+    critical = [points[i] for i in chosen]
+    places = find_places(subject, dictionary, critical, search.places, found=attribution.only(slopes, chosen))
     hinted = hinted_place(subject, dictionary, critical, search.hints)
     gated = _at_places([*([hinted] if hinted else []), *places], search.per_place)
     started = _first_pass(few, [*((i, Gate()) for i in ranked), *gated], search)
@@ -107,7 +109,7 @@ def find(subject: Any, dictionary: Any, train: Sequence[Point], search: Search |
     kept = tuple(sorted(kept, key=lambda found: -found.gain))
     candidates = _combine(all_, kept, search)
     scored, prompts = few.scored + all_.scored, few.prompts + all_.prompts
-    prompts += latents + len(critical) * (2 + len(search.hints))
+    prompts += latents + len(critical) * len(search.hints)
     return Found(
         candidates, kept, all_.bare, tuple(points), dictionary, scored, prompts, all_.late, tuple(ranked)
     )
@@ -126,10 +128,10 @@ def _measured(subject: Any, dictionary: Any, points: Sequence[Point]) -> Any:
 
 
 def _shortlist(
-    subject: Any, dictionary: Any, points: Sequence[Point], search: Search
+    subject: Any, dictionary: Any, points: Sequence[Point], search: Search, slopes: Any
 ) -> tuple[int, list[int], dict[int, dict[str, float | None]]]:
     """(prompts read, latents best first, their numbers). The three rankings take turns."""
-    effects = attribution.attribute(subject, dictionary, points, search.scope)
+    effects = attribution.attribute(subject, dictionary, points, search.scope, found=slopes)
     _, told = contrast.at_decisions(subject, dictionary, points)
     strongest = torch.maximum(effects.suppress, effects.amplify.abs())
     failed = torch.tensor([p.failed for p in points])

@@ -43,33 +43,72 @@ def gate(latent: int) -> Gate:
     return Gate(when=Compare(Reading(Latent(latent)), ">", Level(LEVEL, "max")))
 
 
-def find_places(subject: Any, dictionary: Any, points: Sequence[Point], n: int) -> list[Place]:
-    """At most `n` places for edits at the dictionary's site, most sensitive first. One backward pass."""
+@dataclass(frozen=True, eq=False)
+class _Firing:
+    """Where latents are above their level: `tokens` and `latents` [n], by latent, then token; tokens of all prompts
+    are counted through, and `starts` [m + 1] says where each latent's begin."""
+
+    tokens: Tensor
+    latents: Tensor
+    starts: Tensor
+
+    def of(self, latent: int) -> Tensor:
+        return self.tokens[self.starts[latent] : self.starts[latent + 1]]
+
+
+def find_places(
+    subject: Any, dictionary: Any, points: Sequence[Point], n: int, *, found: Any = None
+) -> list[Place]:
+    """At most `n` places for edits at the dictionary's site, most sensitive first. `found` is what
+    `attribution.gradients` gave for these points; without it, one backward pass."""
     if not points or n < 1:
         return []
-    found = attribution.gradients(subject, dictionary.site, points)
+    found = attribution.gradients(subject, dictionary.site, points) if found is None else found
     with torch.inference_mode():
         gradients = [g.float() for g in found.gradients]
-        fires = [dictionary.encode(x.float()) > LEVEL * dictionary.max_activation for x in found.activations]
-        chosen = _choose(fires, gradients, dictionary, n)
+        firing = _firing(found.activations, dictionary)
+        chosen = _choose(firing, gradients, dictionary, n)
         rows = dictionary.decoder_rows(torch.arange(dictionary.n_features)).float()
+        ends = torch.tensor([len(g) for g in gradients]).cumsum(0)
         out = []
         for j in chosen:
-            moved = torch.stack([g[f[:, j]].sum(0) for f, g in zip(fires, gradients, strict=True)]).mean(0)
-            out.append(Place(j, dictionary.max_activation * (rows @ moved)))
+            at, sums = firing.of(j), []
+            for g, end in zip(gradients, ends.tolist(), strict=True):
+                here = at[(at >= end - len(g)) & (at < end)] - (end - len(g))
+                sums.append(g[here].sum(0))
+            out.append(Place(j, dictionary.max_activation * (rows @ torch.stack(sums).mean(0))))
     return out
 
 
-def _choose(fires: Sequence[Tensor], gradients: Sequence[Tensor], dictionary: Any, n: int) -> list[int]:
-    cover = torch.stack([f.any(0).float() for f in fires]).mean(0)
-    all_fires, all_norms = torch.cat(list(fires)), torch.cat([g.norm(dim=1) for g in gradients])
-    count = all_fires.sum(0).clamp_min(1)
-    strength = (all_fires * all_norms[:, None]).sum(0) / count
-    live = (cover >= COVER) & (dictionary.max_activation > 0)
-    order = [i for i in strength.argsort(descending=True, stable=True).tolist() if live[i]]
+def _firing(activations: Sequence[Tensor], dictionary: Any) -> _Firing:
+    level = LEVEL * dictionary.max_activation
+    step = max(1, attribution.DENSE_AT_ONCE // dictionary.n_features)
+    tokens, latents, seen = [], [], 0
+    for x in activations:
+        for part in x.split(step):
+            token, latent = (dictionary.encode(part.float()) > level).nonzero(as_tuple=True)
+            tokens.append(token.cpu() + seen)
+            latents.append(latent.cpu())
+            seen += len(part)
+    token, latent = torch.cat(tokens), torch.cat(latents)
+    order = latent.argsort(stable=True)
+    count = torch.bincount(latent, minlength=dictionary.n_features)
+    return _Firing(token[order], latent[order], torch.cat([count.new_zeros(1), count.cumsum(0)]))
+
+
+def _choose(firing: _Firing, gradients: Sequence[Tensor], dictionary: Any, n: int) -> list[int]:
+    m, lengths = dictionary.n_features, torch.tensor([len(g) for g in gradients])
+    norms = torch.cat([g.norm(dim=1) for g in gradients]).cpu().double()
+    prompt = torch.repeat_interleave(torch.arange(len(gradients)), lengths)[firing.tokens]
+    pairs = torch.unique(firing.latents * len(gradients) + prompt)
+    cover = torch.bincount(pairs // len(gradients), minlength=m) / len(gradients)
+    count = firing.starts.diff().clamp_min(1)
+    strength = torch.zeros(m, dtype=torch.float64).index_add_(0, firing.latents, norms[firing.tokens]) / count
+    live = (cover >= COVER) & (dictionary.max_activation.cpu() > 0)
+    order = strength.masked_fill(~live, -1.0).argsort(descending=True, stable=True)[: int(live.sum())]
     chosen: list[int] = []
-    for i in order:
-        shared = [(all_fires[:, i] & all_fires[:, j]).sum() / torch.minimum(count[i], count[j]) for j in chosen]
+    for i in order.tolist():
+        shared = [torch.isin(firing.of(i), firing.of(j)).sum() / torch.minimum(count[i], count[j]) for j in chosen]
         if all(float(s) <= APART for s in shared):
             chosen.append(i)
         if len(chosen) == n:
