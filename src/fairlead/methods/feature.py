@@ -72,6 +72,12 @@ class FeatureMethod:
     async def fit(self, ctx: FitContext[Any]) -> Steered:
         if ctx.dictionary is None:
             raise NotApplicable("feature needs a dictionary", do='name one in the plan: dictionary = "..."')
+        if hasattr(ctx.dictionary, "site_in"):
+            raise NotApplicable(
+                "feature clamps latents where they are read, and this dictionary is a transcoder",
+                expected="a dictionary that reads and writes at one site",
+                got=f"it reads {ctx.dictionary.site_in} and explains {ctx.dictionary.site}",
+            )
         if not hasattr(ctx.subject, "attribution"):
             raise NotApplicable("this subject's activations cannot be read", expected="a local model")
         options = self.options

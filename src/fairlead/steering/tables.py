@@ -116,6 +116,8 @@ def place(edits: Sequence[Edit], set_index: int, context: Context) -> tuple[list
         site = _site(edit, context)
         key: Key = ("out" if edit.op is Op.PROJECT_OUT else "read", edit.direction)
         at_site = columns.setdefault(site, {})
+        if edit.op not in (Op.ADD, Op.PROJECT_OUT):
+            _check_read_here(edit.direction, site, context, edit)
         if key not in at_site:
             at_site[key] = _column(key, site, context)
         level = depth.get((site, key), 0)
@@ -218,13 +220,32 @@ def _column(key: Key, site: str, context: Context) -> Column:
             expected="a finite decoder row, not all 0",
             do="choose a live latent",
         )
-    if how == "out":
+    if how == "out" or _reads_elsewhere(dictionary):
         return Column(key, d / (d @ d), 0.0, -INF, d, -1)
     theta = _theta(direction.index, dictionary, context.threshold_mode)
     if theta is None:
         return Column(key, torch.zeros_like(d), 0.0, -INF, d, direction.index)
     rows, biases = dictionary.encoder_rows([direction.index])
     return Column(key, rows[0].detach().to(torch.float32), float(biases[0]), theta, d, -1)
+
+
+def _reads_elsewhere(dictionary: Any) -> bool:
+    """Whether it is a transcoder: its latents are read at another site than they write to, so what can be
+    edited here is its decoder row as a plain direction, read by projection."""
+    return hasattr(dictionary, "site_in")
+
+
+def _check_read_here(direction: Direction, site: str, context: Context, edit: Edit | None) -> None:
+    """EditError when an edit or a condition needs the value of a transcoder's latent."""
+    held = context.dictionaries.get(site)
+    if isinstance(direction, Latent) and held is not None and _reads_elsewhere(held):
+        raise _refuse(
+            edit,
+            f"latent {direction.index} belongs to the transcoder {held.name}, which reads {held.site_in}",
+            expected="an added strength (`+=`, `-=`) or `-> out`, which need no reading",
+            got=f"something that reads the latent at {site}",
+            do="add its decoder row, or take a dictionary of the residual stream",
+        )
 
 
 def _theta(index: int, dictionary: Any, threshold_mode: bool) -> float | None:
@@ -272,6 +293,7 @@ def _mask(edit: Edit, site: str, set_index: int, context: Context, columns: dict
     when = _resolve(edit.gate.when, edit, site, context)
     for reading in readings(when):
         assert reading.site is not None
+        _check_read_here(reading.direction, reading.site, context, edit)
         key: Key = ("read", reading.direction)
         at_site = columns.setdefault(reading.site, {})
         if key not in at_site:
