@@ -55,7 +55,7 @@ def fair_run(plan: Plan | None = None, *, rates=None, n=60, locked=True, keep=la
     for arm in (*plan.run_arms, *(["reference"] if plan.reference else [])):
         rate = rates.get(arm, 0.85 if arm.startswith("stress.") else 0.35)
         for seed in plan.seeds:
-            trial = f"{arm}/{seed}"
+            trial = f"{arm}-{seed}"
             share = {"ref": "d", "share_flops": 1e10} if arm not in RATES or arm == "feature" else None
             ledgers[trial] = {
                 "arm": arm, "model": "m", "fit": {"flops": 5e10, "tuning_trials": 12}, "dictionary": share,
