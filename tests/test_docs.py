@@ -67,6 +67,7 @@ def place(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FAIRLEAD_POCKET", str(models))
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fairlead.core.lock.uncommitted", list)  # the pages are tried while the code is being changed
     for group in plugins.GROUPS:
         package = importlib.import_module(f"fairlead.{group}")
         inside = tmp_path / "plugins" / group

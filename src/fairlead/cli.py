@@ -62,14 +62,22 @@ model_at = click.option("--model", default="pocket/shopper-s", show_default=True
 @runs_in
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
 @click.option("--dry", is_flag=True, help="Check the plan and preview the cost; run nothing.")
+@click.option("--exploratory", is_flag=True, help="Run without a lock; every output then says EXPLORATORY.")
 @threads
 @as_json
-def run(plan: str, limit: int | None, runs: Path, run_dir: Path | None, dry: bool, threads: int, as_json: bool) -> None:
+def run(
+    plan: str, limit: int | None, runs: Path, run_dir: Path | None, dry: bool, exploratory: bool, threads: int,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Run a study: PLAN is a TOML file, or the name of one that ships. Interrupted, it goes on when run again.
 
+    It opens the test split, so it asks for a lock (`fairlead lock PLAN`) and for committed code, or --exploratory.
+
     \b
-    Example: fairlead run studies/shop.toml --limit 5
+    Example: fairlead run studies/shop.toml --limit 5 --exploratory
     """
+    from fairlead.app import lock as locking
+    from fairlead.app import report as judged
     from fairlead.app import run as verb
 
     job = verb.prepare(plan, limit=limit, runs=runs, run_dir=run_dir)
@@ -77,21 +85,81 @@ def run(plan: str, limit: int | None, runs: Path, run_dir: Path | None, dry: boo
     if dry:
         show.json_value(cost) if as_json else show.preview(cost)
         return
+    lock = None if exploratory else locking.required(job)
     show.preview(cost)
     with show.bar(as_json) as bar:
-        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads)
+        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock)
     states = [{**dataclasses.asdict(t.trial), "status": t.status, "reason": t.reason, "records": t.records}
               for t in found.trials]  # fmt: skip
     if as_json:
-        show.json_value({"run": str(job.run_dir), "plan": job.plan.hash, "trials": states})
+        origin = judged.provenance(job.run_dir)
+        show.json_value({"run": str(job.run_dir), "plan": job.plan.hash, **origin, "trials": states})
     else:
         show.table(
             ["arm", "model", "decoding", "status", "records", ""],
             [[s["arm"], s["model"], s["decoding"], s["status"], str(s["records"]), s["reason"]] for s in states],
         )
+        show.provenance(judged.provenance(job.run_dir))
         click.echo(f"next: fairlead judge {job.run_dir}; fairlead report {job.run_dir}")
     if any(s["status"] == "failed" for s in states):
         raise FairleadError("a trial failed", got="see the reasons above", do="mend it and run the same command again")
+
+
+@main.command()
+@click.argument("plan")
+@limit_n
+@runs_in
+@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
+@click.option("--amend", metavar="REASON", help="The study changed since it was locked, and why.")
+@click.option("--of", type=click.Path(exists=True, path_type=Path), help="The run (or lock file) that is amended, "
+              "where the plan changed.")  # fmt: skip
+@click.option("--witness", metavar="KIND=REFERENCE", help="Note where the lock's hash was left: git-remote, "
+              "opentimestamps or rekor.")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A copy of the lock, to publish.")
+@as_json
+def lock(
+    plan: str, limit: int | None, runs: Path, run_dir: Path | None, amend: str | None, of: Path | None,
+    witness: str | None, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Lock a study before its test split is opened, where `fairlead run` with the same PLAN and options will look.
+
+    \b
+    Example: fairlead lock studies/shop.toml
+    Example: fairlead lock studies/shop.toml --amend "the prompt pool had a typing error"
+    """
+    from fairlead.app import lock as verb
+    from fairlead.app import run as running
+
+    job = running.prepare(plan, limit=limit, runs=runs, run_dir=run_dir)
+    found = verb.make(job, amend=amend, of=of, witness=witness, out=out)
+    if as_json:
+        show.json_value({"file": found.file, "new": found.new, **verb.described(found)})
+    else:
+        show.locked(found)
+
+
+@main.command()
+@run_at
+@click.option("--seal", metavar="HASH", help="The seal as you know it from elsewhere.")
+@as_json
+@click.pass_context
+def verify(ctx: click.Context, run_dir: Path, seal: str | None, as_json: bool) -> None:
+    """Recompute every number of a run's verdict and page from its Records, and check every file against its hash.
+    Exit code 1 when anything differs, with each difference named.
+
+    \b
+    Example: fairlead verify runs/demo-1a2b3c4d
+    """
+    from fairlead.app import verify as verb
+
+    with show.bar(as_json) as bar:
+        task = bar.add_task("verify", total=None)
+        found = verb.verify(
+            run_dir, seal=seal, progress=lambda what, done, total: bar.update(
+                task, description=what, completed=done, total=total)
+        )  # fmt: skip
+    show.json_value(found) if as_json else show.verified(found)
+    ctx.exit(1 if found.differences else 0)
 
 
 @main.command()
@@ -140,8 +208,12 @@ def judge(run_dir: Path, as_json: bool) -> None:
     """
     from fairlead.app import report as verb
 
-    found = verb.verdict(run_dir)
-    show.json_value(found.to_json()) if as_json else show.verdict(found)
+    found, origin = verb.verdict(run_dir), verb.provenance(run_dir)
+    if as_json:
+        show.json_value({**found.to_json(), "provenance": origin})
+        return
+    show.provenance(origin)
+    show.verdict(found)
 
 
 @main.command()
@@ -173,8 +245,10 @@ def report(run_dir: Path, other: Path | None, out: Path | None, csv: bool, limit
         found = verb.verdict(run_dir)
         page = verb.page(run_dir, out, limit=limit)
         if as_json:
-            show.json_value({"page": page, "verdict": found.status, "rows": verb.as_rows(run_dir)})
+            origin = verb.provenance(run_dir)
+            show.json_value({"page": page, "verdict": found.status, **origin, "rows": verb.as_rows(run_dir)})
             return
+        show.provenance(verb.provenance(run_dir))
         show.rich(verb.table(run_dir))
     if page is not None:
         click.echo(f"page: {page}", err=as_json)
@@ -198,9 +272,11 @@ def demo(limit: int | None, runs: Path, as_json: bool) -> None:
     show.preview(preview(job))
     with show.bar(as_json) as bar:
         found = verb.execute(job, progress=show.StudyBar(bar))
+    origin = shown.provenance(found.run_dir)
     if as_json:
-        show.json_value({"run": found.run_dir, "page": found.page, "verdict": found.verdict.to_json()})
+        show.json_value({"run": found.run_dir, "page": found.page, **origin, "verdict": found.verdict.to_json()})
         return
+    show.provenance(origin)
     show.rich(shown.table(found.run_dir))
     click.echo(f"page: {found.page}")
 
@@ -289,6 +365,42 @@ def train_dictionary(
     for name, value in found.statistics.items():
         click.echo(f"{name:<24} {value}")
     click.echo(f"saved: {found.path}")
+
+
+@main.command("check-dictionary")
+@click.argument("model")
+@click.argument("ref", metavar="DICTIONARY")
+@click.option("--texts", type=click.Path(path_type=Path), help="Texts, one a line.  [default: the shop's prompts]")
+@click.option("--limit", "tokens", type=click.IntRange(min=2), default=2048, show_default=True,
+              help="At most this many tokens.")  # fmt: skip
+@threads
+@as_json
+def check_dictionary(model: str, ref: str, texts: Path | None, tokens: int, threads: int, as_json: bool) -> None:
+    """Check that DICTIONARY (PATH@SITE, or a name) fits MODEL: L0 and explained variance on its own tokens
+    against published figures, and what a difference may mean.
+
+    \b
+    Example: fairlead check-dictionary pocket/shopper-s pocket/shopper-s@resid.1 --limit 500
+    """
+    from fairlead.app import check as verb
+    from fairlead.app.models import use_threads
+
+    use_threads(threads)
+    with show.bar(as_json) as bar:
+        task = bar.add_task("activations", total=tokens)
+        found = verb.execute(model, ref, texts=texts, tokens=tokens,
+                             progress=lambda done, total: bar.update(task, completed=done, total=total))  # fmt: skip
+    if as_json:
+        show.json_value(found)
+        return
+    click.echo(f"{ref}: {found.n_features} latents at {found.site}, on {found.rows} tokens of {model}")
+    for name, label in (("l0", "L0"), ("explained_variance", "explained variance"), ("dead", "silent here")):
+        said = found.published.get(name)
+        click.echo(f"{label:<20} {getattr(found, name):.3g}" + (f"  (published: {said:g})" if said else ""))
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}")
+    if found.ok:
+        click.echo("ok: nothing looks wrong")
 
 
 @main.command("list")

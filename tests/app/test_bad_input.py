@@ -59,12 +59,12 @@ class TestPlans:
     def test_a_plan_that_cannot_be_run(self, cli, plan, old, new, words):
         assert old in PLAN
         plan.write_text(PLAN.replace(old, new))
-        refused(cli("run", plan), *words)
+        refused(cli("run", plan, "--exploratory"), *words)
         nothing_written()
 
     def test_a_dictionary_that_is_not_there(self, cli, plan):
         plan.write_text(WITH_FEATURE.replace("@resid.0", "@resid.7"))
-        refused(cli("run", plan), "no dictionary", "resid.0")
+        refused(cli("run", plan, "--exploratory"), "no dictionary", "resid.0")
         nothing_written()
 
     def test_a_plan_that_is_not_there(self, cli):
@@ -72,11 +72,11 @@ class TestPlans:
         nothing_written()
 
     def test_a_changed_plan_over_existing_records(self, cli, plan):
-        first = cli("run", plan, "--run", "here")
+        first = cli("run", plan, "--exploratory", "--run", "here")
         assert first.exit_code == 0, first.output
         before = tree(Path("here"))
         plan.write_text(PLAN.replace("smallest_effect = 0.1", "smallest_effect = 0.2"))
-        refused(cli("run", plan, "--run", "here"), "the plan differs", "new run directory")
+        refused(cli("run", plan, "--exploratory", "--run", "here"), "the plan differs", "new run directory")
         assert tree(Path("here")) == before
 
     def test_judging_what_is_no_run(self, cli):
@@ -91,7 +91,7 @@ class TestPlans:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(f"fairlead.app.{verb}.open_model", stop)
-        args = ("run", plan) if verb == "run" else ("steer", "1 = 0", "--prompt", "x")
+        args = ("run", plan, "--exploratory") if verb == "run" else ("steer", "1 = 0", "--prompt", "x")
         got = cli(*args)
         assert got.exit_code == 130 and "Traceback" not in got.stderr
         assert got.stderr.endswith("stopped; the same command goes on from here\n" if verb == "run" else "stopped\n")
@@ -106,7 +106,7 @@ class TestWeights:
         return root / "tiny"
 
     def refused_everywhere(self, cli, plan, *words):
-        refused(cli("run", plan), *words)
+        refused(cli("run", plan, "--exploratory"), *words)
         refused(cli("steer", "nothing", "--prompt", "x", "--model", "pocket/tiny"), *words)
         refused(cli("train-dictionary", "--model", "pocket/tiny", "--site", SITE, "--out", "new"), *words)
         nothing_written()
@@ -133,7 +133,7 @@ class TestWeights:
         shutil.rmtree(copied / "dictionaries" / SITE)
         dictionaries.save(narrow, copied / "dictionaries" / SITE)
         plan.write_text(WITH_FEATURE)
-        refused(cli("run", plan), "does not fit", "16", "8")
+        refused(cli("run", plan, "--exploratory"), "does not fit", "16", "8")
         refused(cli("steer", "3 = 0", "--prompt", "x", "--model", "pocket/tiny"), "does not fit", "16", "8")
         nothing_written()
 
@@ -164,7 +164,7 @@ class TestBrowser:
     def test_no_browser(self, cli, plan, monkeypatch, tmp_path):
         monkeypatch.setenv("FAIRLEAD_CHROMIUM", str(tmp_path / "none"))
         plan.write_text(PLAN + 'front = "chromium"\n')
-        refused(cli("run", plan), "FAIRLEAD_CHROMIUM", "apt-get install chromium-headless-shell")
+        refused(cli("run", plan, "--exploratory"), "FAIRLEAD_CHROMIUM", "apt-get install chromium-headless-shell")
         refused(cli("demo"), "FAIRLEAD_CHROMIUM", "apt-get install chromium-headless-shell")
         nothing_written()
 
@@ -175,14 +175,14 @@ class TestBrowser:
             taken.listen()
             port = taken.getsockname()[1]
             plan.write_text(PLAN + f'front = "chromium"\nport = {port}\n')
-            refused(cli("run", plan), f"port {port}")
+            refused(cli("run", plan, "--exploratory"), f"port {port}")
         nothing_written()
 
 
 @pytest.mark.usefixtures("pocket")
 def test_a_disk_that_fills_up_loses_nothing(cli, plan, monkeypatch):
     """After a few writes every write fails as on a full disk; with room again the same command completes."""
-    whole = cli("run", plan, "--run", "whole")
+    whole = cli("run", plan, "--exploratory", "--run", "whole")
     assert whole.exit_code == 0, whole.output
     written, room = os.write, [8]
 
@@ -194,9 +194,9 @@ def test_a_disk_that_fills_up_loses_nothing(cli, plan, monkeypatch):
 
     with monkeypatch.context() as full:
         full.setattr(records.os, "write", write)
-        refused(cli("run", plan, "--run", "filled"), "the disk is full", "run the same command again")
+        refused(cli("run", plan, "--exploratory", "--run", "filled"), "the disk is full", "run the same command again")
     kept = Run.open("filled").records
-    again = cli("run", plan, "--run", "filled")
+    again = cli("run", plan, "--exploratory", "--run", "filled")
     assert again.exit_code == 0, again.output
 
     def plain(found):

@@ -64,7 +64,9 @@ def test_parts_of_a_chain_share_one_budget():
     meter.charge(flops=10.0)
     allowance.part(1)
     assert (allowance.trials_left(), allowance.flops_left(), allowance.over) == (4, 70.0, False)
-    meter.charge(flops=71.0)
+    meter.charge(flops=71.5)
+    assert not allowance.over  # the batch that met the cap
+    meter.charge(flops=1.0)
     assert allowance.over
 
 

@@ -124,8 +124,23 @@ def test_what_is_charged(plan, world, tmp_path):
 def test_a_flop_cap_stops_the_fit(plan, world, tmp_path):
     run = go(replace(plan, budget=replace(plan.budget, flops=10.0)), tmp_path / "r", world)
     tuned = state(run, "toy_line.tuned")
-    assert run.fitted[tuned.trial.key] == {"line": "hurry"}  # the first attempt used it up; the best so far is kept
+    assert run.fitted[tuned.trial.key] == {"line": ""}  # the first attempt was cut short; the best so far is kept
     assert run.ledgers[tuned.trial.key]["over_budget"] is True
+
+
+@pytest.mark.parametrize("variant", ["greedy", "stubborn"])
+def test_an_arm_that_ignores_the_cap_is_stopped_and_marked(plan, world, tmp_path, variant):
+    arm = f"toy_line.{variant}"
+    plan = replace(plan, arms=("toy_line", "toy_line.tuned", arm), decoding=("constrained",))
+    run = go(replace(plan, budget=replace(plan.budget, flops=2e4)), tmp_path / "r", world)
+    stopped = state(run, arm)
+    assert stopped.status == "over_budget" and "spent its FLOPs" in stopped.reason and not by(run, arm)
+    ledger = run.ledgers[stopped.trial.key]
+    assert ledger["over_budget"] is True and ledger["fit"]["flops"] > 2e4 and ledger["fit"]["seconds"] > 0
+    assert state(run, "toy_line").status == "complete"  # the others go on, and are not refused what they run on
+    before = (tmp_path / "r" / "ledger" / f"{stopped.trial.key}.json").read_bytes()
+    go(replace(plan, budget=replace(plan.budget, flops=2e4)), tmp_path / "r", world)
+    assert (tmp_path / "r" / "ledger" / f"{stopped.trial.key}.json").read_bytes() == before  # it is not tried again
 
 
 def test_chunks_are_what_the_plan_says(plan, world, tmp_path):
@@ -150,7 +165,7 @@ def test_running_again_does_nothing(plan, world, tmp_path):
 
     run_study(plan, tmp_path / "r", load_model=lambda ref: FakeSubject(policy, name=ref))
     after = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
-    stale = {p for p in before if p.name == "trials.json"}
+    stale = {p for p in before if p.name in ("trials.json", "facts.json", "sessions.jsonl")}
     assert {p: after[p] for p in before if p not in stale} == {p: before[p] for p in before if p not in stale}
 
 

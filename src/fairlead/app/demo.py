@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fairlead.app import report, run
+from fairlead.app import lock, report, run
+from fairlead.core.errors import LockError
 from fairlead.judge import Verdict
 from fairlead.study import Progress
 
@@ -28,7 +29,13 @@ def prepare(*, limit: int | None = None, runs: Path = Path("runs")) -> run.Job:
 
 
 def execute(job: run.Job, *, progress: Callable[[Progress], None] | None = None) -> Shown:
-    """Run what is missing, judge, and write the page."""
-    run.execute(job, progress=progress)
+    """Lock, run what is missing, judge, and write the page. Where it cannot be locked (uncommitted changes, or a lock
+    of other code in the directory) the demo is exploratory, and says so."""
+    try:
+        lock.make(job)
+        held, why = lock.required(job), ""
+    except LockError as error:
+        held, why = None, f"the demo could not be locked: {error.message}"
+    run.execute(job, progress=progress, lock=held, why=why)
     verdict = report.verdict(job.run_dir)
     return Shown(job.run_dir, report.page(job.run_dir), verdict)

@@ -16,9 +16,21 @@ from fairlead.judge import Verdict, judge
 
 def verdict(run_dir: Path) -> Verdict:
     """Judge a run by its own plan and leave verdict.json beside its Records."""
-    found = judge(Run.open(run_dir))
-    _whole(run_dir / "verdict.json", lambda path: path.write_text(canonical(found.to_json()), encoding="utf-8"))
+    run = Run.open(run_dir)
+    found = judge(run)
+    text = canonical(verdict_json(run, found))
+    _whole(run_dir / "verdict.json", lambda path: path.write_text(text, encoding="utf-8"))
     return found
+
+
+def verdict_json(run: Run, found: Verdict) -> dict[str, Any]:
+    """What verdict.json holds: the verdict, and where its Records come from."""
+    return {**found.to_json(), "provenance": run.provenance}
+
+
+def provenance(run_dir: Path) -> dict[str, Any]:
+    """Whether a run is exploratory or locked, its deviations and its seal."""
+    return Run.open(run_dir).provenance
 
 
 def page(run_dir: Path, out: Path | None = None, *, limit: int | None = None) -> Path:

@@ -15,6 +15,7 @@ from fairlead.app.models import open_dictionary, open_model, use_threads
 from fairlead.core import plugins
 from fairlead.core.errors import FairleadError
 from fairlead.core.ledger import forward_flops
+from fairlead.core.lock import Lock
 from fairlead.core.plan import Plan, check_plan, parse_plan
 from fairlead.core.records import Run, check_unchanged
 from fairlead.study import Progress, run_study
@@ -101,8 +102,16 @@ def preview(job: Job) -> Preview:
     )
 
 
-def execute(job: Job, *, progress: Callable[[Progress], None] | None = None, threads: int = 1) -> Run:
-    """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there."""
+def execute(
+    job: Job,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    threads: int = 1,
+    lock: Lock | None = None,
+    why: str = "run with --exploratory",
+) -> Run:
+    """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there. Records are
+    made under `lock` (`app.lock.required`); without one they are exploratory, and `why` is noted."""
     use_threads(1 if job.in_browser else threads)
     return run_study(
         job.plan,
@@ -111,6 +120,8 @@ def execute(job: Job, *, progress: Callable[[Progress], None] | None = None, thr
         load_dictionary=open_dictionary,
         progress=progress,
         text=job.text,
+        lock=lock,
+        why=why,
     )
 
 

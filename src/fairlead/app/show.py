@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDE = 200
+DIFFERENCES = 30  # that `verify` prints in a terminal
 
 
 def json_value(value: Any) -> None:
@@ -63,7 +64,7 @@ class StudyBar:
 
     def __call__(self, at: Any) -> None:
         name = f"{at.trial.arm} on {at.trial.model}, {at.trial.decoding}"
-        ended = at.phase in ("done", "failed", "not_applicable")
+        ended = at.phase in ("done", "failed", "over_budget", "not_applicable")
         self.bar.update(self.trials, total=at.trials, completed=at.index + ended)
         self.bar.update(self.items, description=f"{at.phase} {name}", total=at.total or None, completed=at.done)
         said = f"{at.phase.replace('_', ' ')}  {name}" + (f": {at.message}" if at.message else "")
@@ -86,6 +87,17 @@ def preview(cost: Any) -> None:
     click.echo(f"run:  {cost.run_dir}", err=True)
 
 
+def provenance(found: Any) -> None:
+    """Where Records come from; EXPLORATORY stands first wherever it holds."""
+    if found["exploratory"]:
+        click.echo("EXPLORATORY: not made under a lock; nothing here was registered before the test split was opened")
+    else:
+        click.echo(f"lock: {found['lock'][:16]}, witness: {found['witness']} (recorded, not verified)"
+                   if found["witness"] != "none" else f"lock: {found['lock'][:16]}, witness: none")  # fmt: skip
+    for deviation in found["deviations"] if found["lock"] else []:
+        click.echo(f"deviation: {deviation}")
+
+
 def verdict(found: Any) -> None:
     """A verdict with its reasons, checks and warnings."""
     click.echo(f"verdict: {found.status}")
@@ -95,6 +107,36 @@ def verdict(found: Any) -> None:
         click.echo(f"  {check.result:<13} {check.name}: {check.detail}")
     for warning in found.warnings:
         click.echo(f"  warning: {warning}")
+
+
+def locked(found: Any) -> None:
+    """A lock: its hash, what it covers, and what it says about itself."""
+    current = found.locks.current
+    covers = current.content
+    click.echo(f"lock: {current.hash}{'' if found.new else ' (as it was)'}\nfile: {found.file}")
+    facts = covers["facts"]
+    words = [f"{len(facts[name])} {name}" for name in ("manifests", "weights", "dictionaries", "sources")]
+    commit = covers["code"]["commit"]
+    click.echo(f"  covers the plan, {', '.join(words)}, the judge's source, "
+               f"{'commit ' + commit[:12] if commit else 'the installed source (no git here)'}")  # fmt: skip
+    click.echo(f"  witness: {found.locks.witness}" + (" (recorded, not verified)" if found.locks.witnesses else ""))
+    for sentence in found.locks.amendments():
+        click.echo(f"  {sentence}")
+
+
+def verified(found: Any) -> None:
+    """What was checked, what could not be, and what differs."""
+    for name, count in found.checked.items():
+        click.echo(f"ok        {name}: {count}")
+    for note in found.notes:
+        click.echo(f"note      {note}")
+    for one in found.differences[:DIFFERENCES]:
+        click.echo(f"DIFFERS   {one.where}: expected {one.expected}, found {one.found}")
+    if len(found.differences) > DIFFERENCES:
+        click.echo(f"DIFFERS   {len(found.differences) - DIFFERENCES} more places; --json lists them all")
+    click.echo(f"seal: {found.seal}")
+    many = f"{len(found.differences)} difference{'s' if len(found.differences) != 1 else ''}"
+    click.echo(many if found.differences else "verified: nothing differs")
 
 
 def card(card: dict[str, Any]) -> None:

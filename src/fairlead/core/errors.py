@@ -7,7 +7,8 @@
     ├── EditError                  an edit that cannot be parsed or applied
     ├── BudgetExceeded             an arm asked for more than its cap
     ├── RecordError                Records that cannot be written, read or trusted
-    │   └── PlanChanged            a plan that no longer matches the Records on disk
+    │   ├── PlanChanged            a plan that no longer matches the Records on disk
+    │   └── LockError              a study without its lock, or one that differs from it
     ├── RemoteError                a model's endpoint that did not answer, refused, or answered something else
     ├── BrowserError               no browser, port taken, a page that did not answer
     └── NotApplicable              a method that does not apply here, with the reason
@@ -63,6 +64,10 @@ class PlanChanged(RecordError):
 
 class RemoteError(FairleadError):
     """A model's endpoint that did not answer, refused, or answered something else."""
+
+
+class LockError(RecordError):
+    """A study that has no lock, differs from it, or whose lock was altered."""
 
 
 class BrowserError(FairleadError):

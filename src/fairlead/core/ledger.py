@@ -8,7 +8,7 @@ kernel may do half of the attention term.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fairlead.core.errors import BudgetExceeded
@@ -48,7 +48,9 @@ def read_flops(*, d_model: int, n_rows: int, tokens: float) -> float:
 
 @dataclass
 class Meter:
-    """A counter that `lm` charges on every forward. The only mutable thing in this room; one per loaded model."""
+    """A counter that `lm` charges on every forward. The only mutable thing in this room; one per loaded model.
+
+    `guard` is called after each charge; while an arm is fitted it raises once the arm's cap is behind it."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -56,6 +58,7 @@ class Meter:
     forwards: int = 0
     seconds: float = 0.0
     judge_calls: int = 0
+    guard: Callable[[], None] | None = None
 
     def charge(
         self,
@@ -67,13 +70,15 @@ class Meter:
         seconds: float = 0.0,
         judge_calls: int = 0,
     ) -> None:
-        """Add to the count. Never raises: a cap is checked between rollouts, not inside a batch."""
+        """Add to the count. Raises what `guard` raises: the forward was made and is counted, its result is lost."""
         self.prompt_tokens += prompt_tokens
         self.new_tokens += new_tokens
         self.flops += flops
         self.forwards += forwards
         self.seconds += seconds
         self.judge_calls += judge_calls
+        if self.guard is not None:
+            self.guard()
 
     def snapshot(self) -> Cost:
         """All charges so far; the difference of two snapshots is what lay between them."""
@@ -95,6 +100,14 @@ class Budget:
     flops: float | None = None
 
 
+class CapIgnored(BaseException):
+    """A method caught BudgetExceeded again and again and went on. Not an Exception, so that it cannot catch this."""
+
+
+PATIENCE = 20  # times that a method may be told before it is stopped
+OVERSHOOT = 0.02  # of a cap: the batch that met it was made before its cost was known
+
+
 class Allowance:
     """One arm's budget while it is being fitted: caps, what was tried, what was spent.
 
@@ -107,6 +120,13 @@ class Allowance:
         self.arm, self.share, self.tried = arm, share, 0
         self._spent, self._start = spent, spent()
         self._part_trials, self._part_flops = budget.tuning_trials, budget.flops
+        self._told = 0
+        self.seconds = 0.0  # set when fitting ends, as is the largest memory that was held
+        self.peak: int | None = None
+
+    def total(self) -> Cost:
+        """What fitting cost, wall time and memory included; known when it has ended."""
+        return replace(self.spent(), seconds=self.seconds, peak_memory_bytes=self.peak)
 
     def spent(self) -> Cost:
         """Charges since fitting began, with the tuning attempts made."""
@@ -126,8 +146,8 @@ class Allowance:
 
     @property
     def over(self) -> bool:
-        """True when the arm spent more FLOPs than its whole cap."""
-        return self.flops is not None and self.used_flops() > self.flops
+        """True when the arm spent more FLOPs than its whole cap, and more than the batch that met the cap explains."""
+        return self.flops is not None and self.used_flops() > (1.0 + OVERSHOOT) * self.flops
 
     def part(self, parts_left: int) -> None:
         """Begin one part of `a+b`: it may use an equal share of what is left, so that a leaves b something."""
@@ -151,12 +171,25 @@ class Allowance:
         """Raise BudgetExceeded when no FLOPs are left."""
         left = self.flops_left()
         if left is not None and left < 0:
-            raise BudgetExceeded(
-                f"arm {self.arm!r} spent its FLOPs",
-                expected=f"at most {self._part_flops:.3g}",
-                got=f"{self.used_flops():.3g}, {self.share or 0.0:.3g} of it for the dictionary",
-                do="keep the best found so far, or raise budget.flops for all arms",
-            )
+            self._refuse(self._part_flops)
+
+    def guard(self) -> None:
+        """What a Meter calls after each charge: raises once the whole cap is spent, whoever made the forward."""
+        if self.flops is not None and self.used_flops() > self.flops:
+            self._refuse(self.flops)
+
+    def _refuse(self, cap: float | None) -> None:
+        said = f"arm {self.arm!r} spent its FLOPs"
+        used = f"{self.used_flops():.3g}, {self.share or 0.0:.3g} of it for the dictionary"
+        self._told += 1
+        if self._told > PATIENCE:
+            raise CapIgnored(f"{said} ({used}; cap {cap:.3g}) and went on")
+        raise BudgetExceeded(
+            said,
+            expected=f"at most {cap:.3g}",
+            got=used,
+            do="keep the best found so far, or raise budget.flops for all arms",
+        )
 
 
 def dictionary_share(dictionary: Any | None, amortise: float = DICTIONARY_SHARE) -> float | None:

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,21 @@ class Facts:
     siblings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without_dictionary: frozenset[str] = frozenset()
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for facts.json and the lock."""
+        data: dict[str, Any] = json.loads(canonical(asdict(self)))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Facts:
+        """The facts that `to_json` wrote. Raises PlanError."""
+        try:
+            siblings = {arm: tuple(names) for arm, names in data["siblings"].items()}
+            alone = frozenset(data["without_dictionary"])
+            return cls(**{**data, "siblings": siblings, "without_dictionary": alone})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError("facts.json cannot be read", expected="what this version wrote", got=str(error)) from error
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -103,7 +119,7 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """sha256 of the canonical plan: the lock. Anything that changes it makes a new study."""
+        """sha256 of the canonical plan, which the lock holds. Anything that changes it makes a new study."""
         return sha256(self.to_json())
 
     def to_json(self) -> str:

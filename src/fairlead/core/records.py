@@ -2,6 +2,8 @@
 
     <run>/plan.toml            the plan as given        plan.json      canonical; its sha256 is the plan's hash
           trials.json          coordinates of the trials of this plan and this source
+          facts.json           what their keys hash           lock.jsonl  core.lock: the lock, amendments, witnesses
+          sessions.jsonl       one line each time work was begun: lock or why none, code, packages
           trials/<key>.jsonl   one Record a line        <key>.done     written last: status, counts, reason
           fitted/<key>/        what the method saved    describe.json  what was chosen; cost.json: what it cost
           traces/<sha256>.json.gz                       ledger/<key>.json
@@ -27,11 +29,14 @@ from typing import Any
 
 from fairlead.core.errors import PlanChanged, PlanError, RecordError
 from fairlead.core.keys import canonical, sha256
-from fairlead.core.plan import Plan, plan_from_json
+from fairlead.core.lock import LOCK, Locks
+from fairlead.core.lock import read as read_locks
+from fairlead.core.plan import Facts, Plan, plan_from_json
+from fairlead.core.seal import seal, trial_hashes
 from fairlead.core.types import Cost, Record, Trial
 
-COMPLETE, FAILED, NOT_APPLICABLE = "complete", "failed", "not_applicable"
-FINAL = (COMPLETE, NOT_APPLICABLE)  # a failed fit is tried again; nothing of the test split was seen
+COMPLETE, FAILED, NOT_APPLICABLE, OVER_BUDGET = "complete", "failed", "not_applicable", "over_budget"
+FINAL = (COMPLETE, NOT_APPLICABLE, OVER_BUDGET)  # a failed fit is tried again; nothing of the test split was seen
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class TrialState:
     reason: str = ""
     records: int = 0
     planned: int | None = None
+    evaluations: int | None = None  # how often this machine saw it run to its end; None where nobody counted
 
 
 class Store:
@@ -72,13 +78,20 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
-    def begin(self, plan: Plan, trials: Sequence[Trial], *, text: str = "") -> None:
+    def begin(self, plan: Plan, trials: Sequence[Trial], *, text: str = "", facts: Facts | None = None) -> None:
         """Pin the plan. Raises PlanChanged when Records of another plan are here; nothing is then written."""
         check_unchanged(self.path, plan)
         if text:
             self._write(self.path / "plan.toml", text)
         self._write(self.path / "plan.json", plan.to_json())
         self._write(self.path / "trials.json", canonical([asdict(t) for t in trials]))
+        if facts is not None:
+            self._write(self.path / "facts.json", canonical(facts.to_json()))
+
+    def session(self, line: Mapping[str, Any]) -> None:
+        """Note under which lock, code and packages work begins here."""
+        with _recording(self.path), (self.path / "sessions.jsonl").open("ab") as file:
+            file.write(canonical(line).encode() + b"\n")
 
     def records(self, key: str) -> list[Record]:
         """The Records of one trial so far. A torn last line is cut off here, so that it is met only once."""
@@ -126,8 +139,11 @@ class Store:
         """The completion marker, or an empty dict."""
         return _json(self.path / "trials" / f"{key}.done")
 
-    def finish(self, key: str, status: str, *, planned: int, reason: str = "") -> None:
-        """The completion marker; written last, so its presence means that the Records are all there."""
+    def finish(
+        self, key: str, status: str, *, planned: int, reason: str = "", evaluations: int | None = None
+    ) -> None:
+        """The completion marker; written last, so its presence means that the Records are all there. It holds the
+        hashes of the trial's files."""
         records, good = _read_lines(self._jsonl(key))
         marker = {
             "status": status,
@@ -136,6 +152,8 @@ class Store:
             "records": len(records),
             "errors": sum(r.error is not None for r in records),
             "bytes": good,
+            "evaluations": evaluations,
+            **trial_hashes(self.path, key),
         }
         self._write(self.path / "trials" / f"{key}.done", canonical(marker))
 
@@ -276,6 +294,41 @@ class Run:
     ledgers: Mapping[str, Mapping[str, Any]]
     fitted: Mapping[str, Mapping[str, Any]]
     stale: int = 0
+    locks: Locks | None = None
+    sessions: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def lock(self) -> str | None:
+        """The hash of the lock in force; None without one."""
+        return None if self.locks is None else self.locks.current.hash
+
+    @property
+    def exploratory(self) -> bool:
+        """True unless every Record was made under a lock of this run."""
+        known = self.locks.hashes if self.locks else ()
+        return not self.records or not {r.lock for r in self.records} <= set(known)
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """What a reader of a pre-registered study must be told."""
+        return deviations(self)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How these Records came to be, for every output: exploratory or locked, witnessed or not, and the seal."""
+        return {
+            "exploratory": self.exploratory,
+            "lock": self.lock,
+            "witness": self.locks.witness if self.locks else "none",
+            "deviations": list(self.deviations),
+            "seal": self.seal,
+        }
+
+    @property
+    def seal(self) -> str | None:
+        """One hash over the run as it lies on disk; None for Records from elsewhere."""
+        on_disk = (self.path / "plan.json").is_file() and self.plan is not None
+        return seal(self.path, [state.trial.key for state in self.trials]) if on_disk else None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -310,6 +363,8 @@ class Run:
             ledgers={k: _json(path / "ledger" / f"{k}.json") for k in keys if (path / "ledger" / f"{k}.json").exists()},
             fitted={k: _json(path / "fitted" / k / "describe.json") for k in keys if (path / "fitted" / k).is_dir()},
             stale=sum(len(found) for key, found in by_key.items() if key not in keys),
+            locks=read_locks(path / LOCK),
+            sessions=_sessions(path / "sessions.jsonl"),
         )
 
     @classmethod
@@ -340,7 +395,46 @@ class Run:
 def _state(path: Path, trial: Trial, records: Sequence[Record]) -> TrialState:
     marker = _json(path / "trials" / f"{trial.key}.done")
     status = str(marker.get("status", "partial" if records else "pending"))
-    return TrialState(trial, status, str(marker.get("reason", "")), len(records), marker.get("planned"))
+    times = marker.get("evaluations")
+    return TrialState(trial, status, str(marker.get("reason", "")), len(records), marker.get("planned"), times)
+
+
+def _sessions(path: Path) -> tuple[dict[str, Any], ...]:
+    """The whole lines of sessions.jsonl; one that a kill cut short is not there."""
+    if not path.exists():
+        return ()
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    try:
+        return tuple(json.loads(line) for line in whole.splitlines())
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path} is damaged", expected="one JSON object a line", got=str(error)) from error
+
+
+def deviations(run: Run) -> tuple[str, ...]:
+    """Everything in which a run departs from its lock, as sentences; without a lock, that it has none."""
+    if run.locks is None:
+        return ("nothing was locked before the test split was opened",)
+    found = list(run.locks.amendments())
+    known, current = set(run.locks.hashes), run.lock  # hashed once, not once a Record
+    outside = sum(r.lock not in known for r in run.records)
+    if outside:
+        whys = dict.fromkeys(str(s["why"]) for s in run.sessions if s.get("why"))
+        said = f" ({'; '.join(whys)})" if whys else ""
+        found.append(f"{outside} of {len(run.records)} Records were made outside the lock{said}")
+    older = sum(r.lock != current and r.lock in known for r in run.records)
+    if older:
+        found.append(f"{older} of {len(run.records)} Records were made under a lock that was amended later")
+    if run.stale:
+        found.append(f"{run.stale} test Records of earlier source or data lie in this run and are not judged")
+    times = max((s.evaluations or 0 for s in run.trials), default=0)
+    if times > 1:
+        found.append(f"the test split was evaluated {times} times (counted on the machine it ran on); one is allowed")
+    locked = run.locks.current.content.get("packages", {})
+    for session in run.sessions:
+        for name, version in session.get("packages", {}).items():
+            if locked.get(name) != version:
+                found.append(f"run with {name} {version}, locked with {locked.get(name, 'none')}")
+    return tuple(dict.fromkeys(found))
 
 
 def _coordinates(record: Record) -> Trial:

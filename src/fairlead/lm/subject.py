@@ -92,7 +92,7 @@ class LocalSubject:
     @property
     def fingerprint(self) -> str:
         """Hash of weights, tokenizer, system lines, edits and stopping: all that changes what comes out."""
-        parts = [self.checkpoint.fingerprint, repr(self._system), repr(self._edits), repr(self.stop_at_newline)]
+        parts = _identity(self.checkpoint.fingerprint, self._system, self._edits, self.stop_at_newline)
         parts += [repr(extra) for extra in (self._sampling, self._shown) if extra]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -236,17 +236,25 @@ class LocalSubject:
         steps: Sequence[int] | None = None,
         *,
         slots: Sequence[int] | None = None,
+        places: Sequence[Sequence[int | None]] | None = None,
     ) -> dict[str, list[Tensor]]:
         """Activations at `sites` at the last token of every legal action, as if it alone followed its prompt: a
-        tensor [n_legal, d] a prompt. One forward reads a prompt with all its actions."""
+        tensor [n_legal, d] a prompt. One forward reads a prompt with all its actions. With `places`, one prompt token
+        an action (None: zeros), it is [n_legal, 2 d]: the place's activation, then the end's."""
         rows, trees = self._rows(prompts, steps, slots), self._trees(prompts, legal, end_turn=True, whole=True)
         out: dict[str, list[Tensor]] = {site: [] for site in sites}
         with self._alone(), torch.inference_mode():
             for part in _parts(len(rows), self.max_batch):
                 found, packed = self._forwards().read(rows[part], sites, trees[part])
-                for site in out:
-                    pairs = zip(found[site], trees[part], strict=True)
-                    out[site] += [values[t.ends().to(values.device) + packed.width - 1].clone() for values, t in pairs]
+                for site, got in out.items():
+                    for i, tree in enumerate(trees[part]):
+                        values, first = found[site][i], packed.width - packed.lengths[i]
+                        ends = values[tree.ends().to(values.device) + packed.width - 1]
+                        if places is not None:
+                            at = places[part.start + i]
+                            here = [values[first + p] if p is not None else torch.zeros_like(values[0]) for p in at]
+                            ends = torch.cat([torch.stack(here), ends], dim=1)
+                        got.append(ends)
                 self._collect(len(rows[part]))
         return {site: [values.clone() for values in got] for site, got in out.items()}
 
@@ -499,6 +507,17 @@ class _Place(AbstractAsyncContextManager[Seat]):
 
     async def __aexit__(self, *_: object) -> None:
         self._seat._subject._group.leave(self._seat._order)
+
+
+def bare_fingerprint(checkpoint: str) -> str:
+    """The fingerprint of the Subject that `load` returns, from its checkpoint's: to check weights without loading."""
+    return hashlib.sha256("\n".join(_identity(checkpoint)).encode()).hexdigest()
+
+
+def _identity(
+    checkpoint: str, system: tuple[str, ...] = (), edits: tuple[str, ...] = (), stop_at_newline: bool = False
+) -> list[str]:
+    return [checkpoint, repr(system), repr(edits), repr(stop_at_newline)]
 
 
 def _with_lines(subject: LocalSubject, lines: tuple[str, ...]) -> LocalSubject:

@@ -38,9 +38,9 @@ async def best(
     for candidate in candidates:
         try:
             ctx.try_one()
+            scores.append(await judged(world(candidate)))
         except BudgetExceeded:
             break
-        scores.append(await judged(world(candidate)))
     place = max(range(len(scores)), key=lambda i: scores[i][WHOLE], default=0)
     return candidates[place], scores
 

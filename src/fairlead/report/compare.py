@@ -112,7 +112,8 @@ def compare_html(first: Path | str, second: Path | str, out: Path | str) -> Path
 def compare_table(first: Path | str, second: Path | str) -> Grid:
     """The comparison as a rich table."""
     c = compare(first, second)
-    title = f"{c.measure}, percent: {c.first.run_id} against {c.second.run_id}"
+    names = [s.run_id + (" (EXPLORATORY)" if s.run.exploratory else "") for s in (c.first, c.second)]
+    title = f"{c.measure}, percent: {names[0]} against {names[1]}"
     grid = Grid(title=Text(title), title_justify="left", box=None, pad_edge=False)
     grid.add_column("arm", no_wrap=True)
     for name in ("model", "decoding", "trap"):

@@ -223,8 +223,18 @@ def facts(source: Source) -> list[tuple[str, str]]:
         ("primary", f"{plan.primary}; smallest effect of interest {100 * plan.smallest_effect:.0f} points"),
         ("dictionary", dictionaries or "none"),
         ("tuned on", f"{plan.n_train} train, {plan.n_validation} validation instances"),
-        ("plan lock", plan.hash[:16]),
+        ("plan", plan.hash[:16]),
+        ("lock", _lock(source)),
     ]
+
+
+def _lock(source: Source) -> str:
+    if source.run.locks is None or source.run.lock is None:
+        return "none: exploratory"
+    witness = source.run.locks.witness
+    times = max((s.evaluations or 0 for s in source.run.trials), default=0)
+    counted = f"; test split evaluated {times} time{'s' if times != 1 else ''} (as counted here)" if times else ""
+    return f"{source.run.lock[:16]}; witness {witness}{'' if witness == 'none' else ', not verified'}{counted}"
 
 
 def budget(source: Source) -> list[tuple[str, float]]:
@@ -238,6 +248,8 @@ def budget(source: Source) -> list[tuple[str, float]]:
 def hashes(source: Source) -> list[tuple[str, str]]:
     """What pins this page's numbers: the plan and each trial's key (a hash over data, weights, source and seed)."""
     out = [("plan (canonical JSON, sha256)", source.plan.hash)] if source.plan else []
+    out += [("lock", source.run.lock)] if source.run.lock else []
+    out += [("seal (all files of the run)", source.run.seal)] if source.run.seal else []
     return out + [(f"trial {s.trial.arm} · {s.trial.model} · {s.trial.decoding} · seed {s.trial.seed}", s.trial.key)
                   for s in source.run.trials]  # fmt: skip
 
@@ -254,7 +266,7 @@ def commands(source: Source) -> list[tuple[str, str]]:
     run = f"runs/{source.run_id}"
     return [
         ("run the study again from its plan", f"fairlead run {run}/plan.toml"),
-        ("recompute every number of this page from the Records", f"fairlead judge {run}"),
+        ("recompute every number of this page from the Records, and check every file", f"fairlead verify {run}"),
         ("write this page again", f"fairlead report {run}"),
         ("compare with another run", f"fairlead report {run} runs/OTHER"),
     ]

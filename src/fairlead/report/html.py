@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,15 @@ def page(source: Source, *, max_items: int = MAX_ITEMS) -> str:
         described=describe.sections(source), replay=replay, replay_index=embed(replay.index),
         ledger=describe.ledger(source), budget=describe.budget(source), definitions=describe.DEFINITIONS,
         commands=describe.commands(source), hashes=describe.hashes(source), plan_text=describe.plan_text(source),
+        origin=source.run.provenance, made_of=f"{max_items} {source.run_id}",
         **assets(),
     )  # fmt: skip
+
+
+def rendered_as(text: str) -> tuple[str, int] | None:
+    """What a page was made with: the run's name and the instances in its replay; None when it does not say."""
+    found = re.search(r'<meta name="fairlead-page" content="(\d{1,9}) ([^"]*)">', text)
+    return (html.unescape(found[2]), int(found[1])) if found else None
 
 
 def lead(found: tuple[Table, ...], source: Source) -> list[dict[str, Any]]:

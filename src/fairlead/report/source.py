@@ -88,8 +88,9 @@ class Source:
         return self.run.read_trace(digest)
 
 
-def read(run_dir: str | Path) -> Source:
-    """Read a run. Raises RecordError when there is nothing to report."""
+def read(run_dir: str | Path, name: str | None = None) -> Source:
+    """Read a run, under another `name` than its directory's if one is given. Raises RecordError when there is
+    nothing to report."""
     run = Run.open(run_dir)
     if not run.records:
         raise RecordError(f"no Records yet in {run.path}", expected="trials/*.jsonl", do="run `fairlead run` first")
@@ -100,4 +101,4 @@ def read(run_dir: str | Path) -> Source:
         where = (trial.model, trial.decoding, trial.arm)
         if trial.key in run.fitted:
             described.setdefault(where, run.fitted[trial.key])
-    return Source(run, path.name, described)
+    return Source(run, name or path.name, described)

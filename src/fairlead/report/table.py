@@ -22,6 +22,8 @@ def terminal_table(run: Path | str | Source) -> Group:
     found = tables(source)
     verdict = Text.assemble((source.verdict.status, "bold"), "".join(f"\n  {text}" for text in source.verdict.reasons))
     closing = [verdict] if source.plan else []
+    if source.run.exploratory:
+        closing.insert(0, Text("EXPLORATORY: not made under a lock", "bold"))
     return Group(*closing, *(grid(table, source.measures, source.claim) for table in found))
 
 

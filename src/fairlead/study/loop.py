@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairlead.core import plugins
-from fairlead.core.errors import BrowserError, LoadError, NotApplicable, PlanError, RecordError
+from fairlead.core import evaluations, plugins
+from fairlead.core.errors import BrowserError, BudgetExceeded, LoadError, NotApplicable, PlanError, RecordError
 from fairlead.core.keys import derive_seed, source_hash
-from fairlead.core.ledger import Allowance, Meter, dictionary_share
+from fairlead.core.ledger import Allowance, CapIgnored, Meter, dictionary_share
+from fairlead.core.lock import Lock, code, packages
+from fairlead.core.lock import check as check_lock
 from fairlead.core.plan import REFERENCE, Facts, Plan, check_plan
 from fairlead.core.protocols import FitContext, Fitted, Task
-from fairlead.core.records import COMPLETE, FAILED, FINAL, NOT_APPLICABLE, Run, Store, check_unchanged
+from fairlead.core.records import COMPLETE, FAILED, FINAL, NOT_APPLICABLE, OVER_BUDGET, Run, Store, check_unchanged
 from fairlead.core.types import Cost, Decision, Episode, Item, Record, Trial
+from fairlead.study import memory
 from fairlead.study.arms import Arm, build, in_order
 from fairlead.study.items import choose
 from fairlead.study.play import Played, play, rollout
@@ -32,7 +35,7 @@ LoadDictionary = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a study stands. `phase` is fit, run, done, failed or not_applicable."""
+    """Where a study stands. `phase` is fit, run, done, failed, over_budget or not_applicable."""
 
     trial: Trial
     index: int
@@ -53,25 +56,42 @@ def run_study(
     limit: int | None = None,
     text: str = "",
     adopt: Sequence[str | Path] = (),
+    lock: Lock | None = None,
+    why: str = "no lock was asked for",
 ) -> Run:
     """Run what is missing of `plan` in `run_dir`, and return the Run.
 
     `load_model` and `load_dictionary` turn references into objects; study knows neither. `limit` lowers n
     (another plan, with another hash). `text` is the TOML as given, kept beside the Records. Complete trials
-    with the same key are copied from the runs in `adopt`. Raises before anything is written when a name,
+    with the same key are copied from the runs in `adopt`. Records are made under `lock`, which the study must match
+    (LockError); without one they are exploratory, and `why` is noted. Raises before anything is written when a name,
     the weights or the dictionary are wrong, or when Records of another plan are there (PlanChanged).
     """
     plan = plan.limited(limit)
     check_unchanged(Path(run_dir), plan)
     check_plan(plan)
     study = _Study.prepare(plan, load_model, load_dictionary, progress or (lambda _: None))
+    if lock is not None:
+        check_lock(lock, plan, study.known)
+    study.lock = None if lock is None else lock.hash
     with Store(run_dir) as store:
-        store.begin(plan, study.trials, text=text)
+        store.begin(plan, study.trials, text=text, facts=study.known)
+        if any(store.status(trial.key).get("status") not in FINAL for trial in study.trials):
+            store.session({"lock": study.lock, "why": "" if lock else why, "code": code(), "packages": packages()})
         for other in adopt:
             for trial in study.trials:
                 store.adopt(Path(other), trial.key)
         asyncio.run(study.run(store))
     return Run.open(run_dir)
+
+
+def study_facts(
+    plan: Plan, *, load_model: LoadModel, load_dictionary: LoadDictionary | None = None
+) -> tuple[Facts, tuple[Trial, ...]]:
+    """What a lock needs to know of a study: its facts, and its trials. Loads the models; runs nothing."""
+    check_plan(plan)
+    study = _Study.prepare(plan, load_model, load_dictionary, lambda _: None)
+    return study.known, study.trials
 
 
 @dataclass
@@ -86,6 +106,8 @@ class _Study:
     progress: Callable[[Progress], None]
     trials: tuple[Trial, ...] = ()
     opened: set[str] = field(default_factory=set)
+    known: Facts = field(default_factory=Facts)
+    lock: str | None = None
 
     @classmethod
     def prepare(
@@ -110,7 +132,8 @@ class _Study:
                     dictionaries[ref] = load_dictionary(ref)
                     _check_width(ref, dictionaries[ref], model, subjects[model])
         study = cls(plan, tasks, arms, subjects, dictionaries, progress)
-        study.trials = plan.trials(study.facts(make))
+        study.known = study.facts(make)
+        study.trials = plan.trials(study.known)
         for split, wanted in (("train", plan.n_train), ("validation", plan.n_validation), ("test", plan.n)):
             study.items(plan.decoding[0], split, wanted)
         return study
@@ -197,6 +220,7 @@ class _OneTrial:
     trial: Trial
     index: int
     trials: int
+    allowance: Allowance | None = None
 
     def say(self, phase: str, done: int = 0, total: int = 0, message: str = "") -> None:
         self.study.progress(Progress(self.trial, self.index, self.trials, phase, done, total, message))
@@ -211,18 +235,23 @@ class _OneTrial:
         except RecordError:
             raise
         except NotApplicable as reason:
-            self.store.finish(trial.key, NOT_APPLICABLE, planned=len(items), reason=str(reason))
-            self.say(NOT_APPLICABLE, message=str(reason))
-            return
+            return self.end(NOT_APPLICABLE, len(items), str(reason))
+        except (BudgetExceeded, CapIgnored) as error:
+            return self.end(OVER_BUDGET, len(items), f"stopped: {error.args[0]}")
         except Exception as error:
-            reason_text = f"fit: {type(error).__name__}: {error}"
-            self.store.finish(trial.key, FAILED, planned=len(items), reason=reason_text)
-            self.say(FAILED, message=reason_text)
-            return
+            return self.end(FAILED, len(items), f"fit: {type(error).__name__}: {error}")
         await self.record(fitted, items)
         self.write_ledger()
-        self.store.finish(trial.key, COMPLETE, planned=len(items))
+        times = evaluations.count(trial.key, self.study.lock)
+        self.store.finish(trial.key, COMPLETE, planned=len(items), evaluations=times)
         self.say("done", len(items), len(items))
+
+    def end(self, status: str, planned: int, reason: str) -> None:
+        """An arm that is not run: does not apply, crashed, or was stopped. What its fit spent is kept."""
+        if self.allowance is not None and status != NOT_APPLICABLE:
+            self.write_ledger({"spent": asdict(self.allowance.total()), "over_budget": self.allowance.over})
+        self.store.finish(self.trial.key, status, planned=planned, reason=reason)
+        self.say(status, message=reason)
 
     async def fitted_path(self) -> Path:
         """The saved Fitted, fitted now if it is not there. One fit serves all decoding modes."""
@@ -249,28 +278,33 @@ class _OneTrial:
         meter: Meter = subject.meter
         share = dictionary_share(dictionary, plan.amortise)
         allowance = Allowance(plan.budget, meter.snapshot, arm=trial.arm, share=share)
-        clock = time.perf_counter()
+        self.allowance, clock = allowance, time.perf_counter()
+        measured = memory.begin()
 
         async def roll(world: Any, items: Sequence[Item]) -> list[Episode]:
             allowance.check()
             return await rollout(task, items, world, study.chunk(task))
 
-        fitted = await arm.fit(
-            FitContext(
-                subject=subject,
-                dictionary=dictionary,
-                train=study.items(trial.decoding, "train", plan.n_train),
-                validation=study.items(trial.decoding, "validation", plan.n_validation),
-                seed=derive_seed("fit", plan.task, trial.model, trial.arm, trial.seed),
-                budget=allowance,
-                rollout=roll,
-                try_one=allowance.try_one,
-                options=dict(arm.options[0]),
-                sibling=self.sibling,
-            )
+        context = FitContext(
+            subject=subject,
+            dictionary=dictionary,
+            train=study.items(trial.decoding, "train", plan.n_train),
+            validation=study.items(trial.decoding, "validation", plan.n_validation),
+            seed=derive_seed("fit", plan.task, trial.model, trial.arm, trial.seed),
+            budget=allowance,
+            rollout=roll,
+            try_one=allowance.try_one,
+            options=dict(arm.options[0]),
+            sibling=self.sibling,
         )
-        spent = asdict(allowance.spent())
-        spent["seconds"] = time.perf_counter() - clock
+        meter.guard = allowance.guard
+        try:
+            fitted = await arm.fit(context)
+        finally:
+            meter.guard = None
+            allowance.seconds = time.perf_counter() - clock
+            allowance.peak = memory.peak() if measured else None
+        spent = asdict(allowance.total())
         cost = {"spent": spent, "over_budget": allowance.over, "fingerprint": fitted.fingerprint}
         return self.store.save_fitted(trial.key, fitted.save, fitted.describe(), cost)
 
@@ -333,13 +367,15 @@ class _OneTrial:
             error=played.error,
             cost=played.cost,
             trace=trace,
+            lock=self.study.lock,
         )
 
-    def write_ledger(self) -> None:
-        """What the trial cost, from what is on disk, so that an interruption changes nothing."""
+    def write_ledger(self, unfinished: Mapping[str, Any] | None = None) -> None:
+        """What the trial cost, from what is on disk, so that an interruption changes nothing. `unfinished` is what a
+        fit cost that came to no end."""
         trial, study = self.trial, self.study
         records = self.store.records(trial.key)
-        fit, owner = self.store.fit_cost(trial.key), study.same(trial)
+        fit, owner = unfinished or self.store.fit_cost(trial.key), study.same(trial)
         dictionary = study.dictionaries.get(trial.dictionary or "")
         share = dictionary_share(dictionary, study.plan.amortise)
         self.store.write_ledger(

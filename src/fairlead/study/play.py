@@ -9,13 +9,14 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairlead.core.keys import canonical
 from fairlead.core.ledger import Meter
 from fairlead.core.protocols import Subject, Task
 from fairlead.core.types import Cost, Episode, Generation, Item, Messages, Outcome, Score
+from fairlead.study import memory
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ async def play(task: Task[Any], items: Sequence[Item], world: Any, meter: Meter 
     this chunk, whose seat `i` is item i's."""
     world = world.for_items(items) if hasattr(world, "for_items") else world
     start, clock = (meter or Meter()).snapshot(), time.perf_counter()
+    measured = memory.begin() if meter is not None else False
     if hasattr(world, "seat"):
         found = await _in_lockstep(task, items, world)
     else:
         found = [(await _one(task, item, world), _Count()) for item in items]
     spent = (meter.snapshot() - start) if meter is not None else Cost()
-    costs = _apportion([count for _, count in found], spent, time.perf_counter() - clock)
+    spent = replace(spent, seconds=time.perf_counter() - clock, peak_memory_bytes=memory.peak() if measured else None)
+    costs = _apportion([count for _, count in found], spent)
     return [
         Played(item, outcome, score, error, cost, cause)
         for item, ((outcome, score, error, cause), _), cost in zip(items, found, costs, strict=True)
@@ -134,19 +137,30 @@ async def _in_lockstep(task: Task[Any], items: Sequence[Item], world: Any) -> li
         return list(await asyncio.gather(*(sit(item, stack, seat) for item, (stack, seat) in pairs)))
 
 
-def _apportion(counts: Sequence[_Count], spent: Cost, seconds: float) -> list[Cost]:
-    """Each item's own tokens; FLOPs, forwards and seconds of the chunk in proportion to its tokens.
+def _apportion(counts: Sequence[_Count], spent: Cost) -> list[Cost]:
+    """Each item's own tokens; FLOPs, forwards, requests and seconds of the chunk in proportion to its tokens; the
+    chunk's peak memory for each.
 
-    Forwards are cut at rounded cumulative shares, so that the Records of a chunk sum to the meter.
+    Whole numbers are cut at rounded cumulative shares, so that the Records of a chunk sum to the meter.
     """
     tokens = [c.prompt_tokens + c.new_tokens for c in counts]
     weights = tokens if sum(tokens) else [1] * len(counts)
     total, seen, costs = sum(weights), 0, []
     for count, weight in zip(counts, weights, strict=True):
-        share = weight / total
-        forwards = round(spent.forwards * (seen + weight) / total) - round(spent.forwards * seen / total)
-        seen += weight
+        share, before, seen = weight / total, seen, seen + weight
+
+        def cut(whole: int, before: int = before, after: int = seen) -> int:
+            return round(whole * after / total) - round(whole * before / total)
+
         costs.append(
-            Cost(count.prompt_tokens, count.new_tokens, spent.flops * share, seconds * share, forwards=forwards)
+            Cost(
+                prompt_tokens=count.prompt_tokens,
+                new_tokens=count.new_tokens,
+                flops=spent.flops * share,
+                seconds=spent.seconds * share,
+                forwards=cut(spent.forwards),
+                judge_calls=cut(spent.judge_calls),
+                peak_memory_bytes=spent.peak_memory_bytes,
+            )
         )
     return costs

@@ -1,10 +1,11 @@
 """Toy methods that add a system line: `toy_line` (bare), `.tuned` (chosen by rollout), `.same` (a sibling's),
-`.broken` (fit raises), `.absent` (not applicable)."""
+`.broken` (fit raises), `.absent` (not applicable), `.greedy` and `.stubborn` (ignore the cap)."""
 
 import json
 from contextlib import nullcontext
 
 from fairlead.core.errors import BudgetExceeded, LoadError, NotApplicable
+from fairlead.core.types import Message
 
 
 class Line:
@@ -37,15 +38,22 @@ class ToyLine:
             raise NotApplicable("needs a cloud")
         if self.variant == "same":
             return Line(ctx.sibling("toy_line.tuned").text + "!")
+        if self.variant in ("greedy", "stubborn"):  # neither ever asks what is left
+            while True:
+                try:
+                    await ctx.subject.generate((Message("user", "once more"),))
+                except Exception:
+                    if self.variant == "greedy":
+                        raise
         if self.variant != "tuned":
             return Line("")
         best = (-1.0, "")
         for text in self.pool:
             try:
                 ctx.try_one()
+                episodes = await ctx.rollout(ctx.subject.prompted(text), ctx.validation)
             except BudgetExceeded:
                 break
-            episodes = await ctx.rollout(ctx.subject.prompted(text), ctx.validation)
             best = max(best, (sum(e.score.values["strict"] for e in episodes) / len(episodes), text))
         return Line(best[1])
 
