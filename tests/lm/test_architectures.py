@@ -149,3 +149,19 @@ def test_a_choice_is_the_same_in_a_batch_and_alone(model):
         alone = asyncio.run(model.generate(prompt, legal=legal))
         assert got.text == alone.text
         assert got.legal_logprobs == pytest.approx(alone.legal_logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_half_precision(architecture, tmp_path):
+    """bf16: scores are computed in float32 from bf16 logits, sites add up to rounding, and nothing overflows."""
+    folder = write(tmp_path, architecture, dtype=torch.bfloat16)
+    half, full = load(folder, dtype="bfloat16"), load(folder, dtype="float32")
+    assert half.model.dtype == torch.bfloat16 and half.sites == SITES
+    got, want = (m.action_logprobs(PROMPTS[:2], LEGAL[:2]) for m in (half, full))
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32 and torch.isfinite(a).all()
+        assert (a - b).abs().max() < 0.1 * b.abs().max()
+    found = half.activations(PROMPTS, SITES, "all")
+    pre, attn, mlp, post = (torch.cat(found[f"{kind}.1"]).float() for kind in KINDS)
+    assert ((pre + attn + mlp - post).norm() / post.norm()) < 0.01
+    assert half.fingerprint != full.fingerprint

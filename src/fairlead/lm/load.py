@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from fairlead.core.errors import LoadError
+from fairlead.lm import hub, weights
 from fairlead.lm.chat import Chat
 from fairlead.lm.checkpoint import Checkpoint, measure
+from fairlead.lm.estimate import QUANTISED, Estimate, chosen_dtype, estimate, stored_dtype
 from fairlead.lm.masks import find_masks
 from fairlead.lm.sites import Sites
 from fairlead.lm.subject import LocalSubject
+from fairlead.lm.weights import fingerprint
 
+__all__ = ["find", "fingerprint", "load"]
 POCKET = "pocket/"
-_HASHED = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-           "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")  # fmt: skip
 
 
-def load(ref: str | Path, *, device: str = "cpu", meter: Any = None) -> LocalSubject:
+def load(
+    ref: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    quantize: str | None = None,
+    device_map: Any = None,
+    token: str | None = None,
+    check_memory: bool = True,
+    meter: Any = None,
+) -> LocalSubject:
     """Loads a Hugging Face checkpoint (a decoder-only language model, safetensors) as a Subject.
 
-    `ref` is a directory, or "pocket/NAME" for a model that ships with the package. Weights are float32 on
-    the CPU, and as stored elsewhere. No code from the checkpoint is run. Raises LoadError.
+    `ref` is a directory, "pocket/NAME" for a model that ships with the package, or "org/name[#revision]" on the
+    hub (`token`, or HF_TOKEN, for gated ones). `dtype` is float32, bfloat16 or float16; without it weights are
+    float32 on the CPU and as stored elsewhere. `quantize` is "4bit" or "8bit" (bitsandbytes); `device_map` is
+    transformers' ("auto" spreads a model over devices). Before anything is loaded, what it will take is compared
+    with what is free: weights that do not fit are refused, a full batch that would not is warned of, and
+    `check_memory` turns that off. No code from the checkpoint is run. Raises LoadError.
     """
-    path = find(ref)
-    _check_weights(path)
-    model, config, tokenizer = _read(path, device)
+    path = find(ref, token=token)
+    _check_options(path, quantize, device_map)
+    if check_memory:
+        _check_memory(path, estimate(path, device=device, dtype=dtype, quantize=quantize), device_map)
+    found = weights.checked(path)
+    wanted = chosen_dtype(dtype, device, stored_dtype(weights.headers(weights.files_of(path))))
+    model, tokenizer = _read(path, device, wanted, quantize, device_map)
     _check_fit(path, model, tokenizer)
     text = model.config.get_text_config()
     masks = find_masks(model, text)
     sites = Sites(model, text.num_hidden_layers)
     checkpoint = Checkpoint(
-        name=str(ref) if str(ref).startswith(POCKET) else path.name,
-        fingerprint=fingerprint(path),
+        name=path.name if Path(ref).is_dir() else str(ref),
+        fingerprint=_variant(found, wanted, quantize),
         model=model,
         chat=Chat(tokenizer, _ends(model)),
         sites=sites,
@@ -51,88 +70,114 @@ def load(ref: str | Path, *, device: str = "cpu", meter: Any = None) -> LocalSub
     return LocalSubject(checkpoint, meter=meter)
 
 
-def find(ref: str | Path) -> Path:
-    """The directory of a checkpoint, with every file that loading needs. FAIRLEAD_POCKET moves the pocket models."""
+def find(ref: str | Path, *, token: str | None = None) -> Path:
+    """The directory of a checkpoint, with every file that loading needs; a hub name is fetched into the hub's cache.
+    FAIRLEAD_POCKET moves the pocket models."""
     text = str(ref)
     if text.startswith(POCKET):
-        home = os.environ.get("FAIRLEAD_POCKET")
-        root = Path(home) if home else Path(str(files("fairlead.worlds"))) / "weights"
-        path = root / text.removeprefix(POCKET)
-        have = sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()) if root.is_dir() else []
-        if not path.is_dir():
-            raise LoadError(
-                f"no pocket model named {text!r}",
-                expected=", ".join(POCKET + name for name in have) or "a pocket model, but none is installed",
-                got=text,
-                do="run `fairlead list models`",
-            )
+        path = _pocket(text)
+    elif not Path(text).is_dir() and hub.is_name(text) and not Path(text).exists():
+        path = hub.fetch(text, token)
     else:
         path = Path(text)
     if not path.is_dir():
-        raise LoadError(f"no model directory at {path}", expected="a Hugging Face directory or pocket/NAME", got=text)
+        raise LoadError(
+            f"no model directory at {path}",
+            expected="a Hugging Face directory, pocket/NAME, or org/name[#revision] on the hub",
+            got=text,
+        )
+    if (path / "adapter_config.json").is_file():
+        raise LoadError(
+            f"{path} holds an adapter, not a whole model",
+            expected="a checkpoint with all its weights",
+            got="adapter_config.json",
+            do="merge the adapter into its base model and save that",
+        )
     for name, why in (("config.json", "the architecture"), ("tokenizer.json", "the tokenizer")):
-        if not (path / name).is_file():
+        if not (path / name).is_file() and not (name == "tokenizer.json" and (path / "merges.txt").is_file()):
             raise LoadError(f"{path} has no {name}", expected=f"{name}, {why}", do="save the checkpoint again")
     return path
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 over the names and bytes of the weights, the configuration and the tokenizer."""
-    total = hashlib.sha256()
-    for file in sorted({f for pattern in _HASHED for f in path.glob(pattern) if f.is_file()}):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        total.update(f"{file.name}\n{digest}\n".encode())
-    return total.hexdigest()
-
-
-def _check_weights(path: Path) -> None:
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickled = [p.name for p in path.glob("*.bin")] + [p.name for p in path.glob("*.pt")]
+def _pocket(text: str) -> Path:
+    home = os.environ.get("FAIRLEAD_POCKET")
+    root = Path(home) if home else Path(str(files("fairlead.worlds"))) / "weights"
+    path = root / text.removeprefix(POCKET)
+    have = sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()) if root.is_dir() else []
+    if not path.is_dir():
         raise LoadError(
-            f"{path} has no weights",
-            expected="model.safetensors",
-            got=", ".join(pickled) or "no weights file",
-            do="convert pickled weights to safetensors; pickles are never opened" if pickled else "fetch the weights",
+            f"no pocket model named {text!r}",
+            expected=", ".join(POCKET + name for name in have) or "a pocket model, but none is installed",
+            got=text,
+            do="run `fairlead list models`",
         )
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(json.loads(index.read_text())["weight_map"].values())
-        if missing := sorted(wanted - {w.name for w in weights}):
-            raise LoadError(f"{path} lacks weights files", expected=", ".join(sorted(wanted)), got=f"no {missing}")
-    for file in weights:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    tensor = tensors.get_tensor(name)
-                    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                        raise LoadError(
-                            f"{file} holds NaN or infinite numbers",
-                            expected="finite weights",
-                            got=f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} in {name}",
-                            do="fetch or train the weights again",
-                        )
-        except (SafetensorError, OSError) as error:
+    return path
+
+
+def _check_options(path: Path, quantize: str | None, device_map: Any) -> None:
+    if quantize is not None and quantize not in QUANTISED:
+        raise LoadError("an unknown quantisation", expected=" or ".join(QUANTISED), got=str(quantize))
+    for wanted, package in ((quantize, "bitsandbytes"), (quantize or device_map, "accelerate")):
+        if wanted and find_spec(package) is None:
             raise LoadError(
-                f"{file} cannot be read: {error}",
-                expected="a whole safetensors file",
-                got=f"{file.stat().st_size} bytes",
-                do="fetch the weights again",
-            ) from error
+                f"{path.name} cannot be loaded that way: {package} is not installed",
+                expected="the extra for large models",
+                got=f"{'quantize' if package == 'bitsandbytes' else 'device_map'} = {wanted}",
+                do="pip install 'fairlead[large]', or leave that option out",
+            )
 
 
-def _read(path: Path, device: str) -> tuple[Any, Any, Any]:
+def _check_memory(path: Path, found: Estimate, device_map: Any) -> None:
+    """Refuses weights that cannot fit, and warns of a batch that may not. A device map is the user's own plan."""
+    if found.free is None or device_map is not None:
+        return
+    told = f"{_gb(found.weights)} of weights in {found.quantize or found.dtype} on {found.device}"
+    if found.weights > found.free:
+        raise LoadError(
+            f"{path} does not fit into memory",
+            expected=f"at most {_gb(found.free)}, which is free now",
+            got=told,
+            do='use dtype="bfloat16", quantize="4bit" or another device; `fairlead doctor --model` shows each',
+        )
+    if found.total > found.free:
+        warnings.warn(
+            f"{path.name}: {told}, and up to {_gb(found.total - found.weights)} for {found.rows} prompts of "
+            f"{found.tokens} tokens, is more than the {_gb(found.free)} that are free; lower max_batch",
+            ResourceWarning,
+            stacklevel=3,
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _variant(found: str, dtype: str, quantize: str | None) -> str:
+    """The files' hash; with the precision behind it where that is not float32, since it changes what comes out."""
+    if dtype == "float32" and quantize is None:
+        return found
+    return f"{found}+{dtype}{'+' + quantize if quantize else ''}"
+
+
+def _read(path: Path, device: str, dtype: str, quantize: str | None, device_map: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     local = {"local_files_only": True, "trust_remote_code": False}
-    dtype = torch.float32 if device == "cpu" else "auto"
+    placed: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    if quantize:
+        from transformers import BitsAndBytesConfig
+
+        four = quantize == "4bit"
+        placed["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=four, load_in_8bit=not four, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        placed.setdefault("device_map", {"": device})
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(path, **local)
             model, report = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                ignore_mismatched_sizes=True, **local,
+                path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **placed, **local,
             )  # fmt: skip
             tokenizer = AutoTokenizer.from_pretrained(path, **local)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, RuntimeError and its own
@@ -146,7 +191,7 @@ def _read(path: Path, device: str) -> tuple[Any, Any, Any]:
                 got=f"{kind.replace('_', ' ')}: {some}",
                 do="use the config.json that was saved with these weights",
             )
-    return model.to(device).eval().requires_grad_(False), config, tokenizer
+    return (model if placed else model.to(device)).eval().requires_grad_(False), tokenizer
 
 
 def _ends(model: Any) -> tuple[int, ...]:
