@@ -115,3 +115,15 @@ def test_activations_at_the_end_of_every_action(subject, prompts, legal):
                 states = subject.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
             assert torch.allclose(found["resid.0"][i][j], states[1][0, -1], atol=1e-4)
         assert found["resid.2"][i].shape == (len(options), subject.d_model)
+
+
+def test_a_place_in_the_prompt_may_be_read_beside_the_end(subject, prompts, legal):
+    places = [[0, 3, None][: len(options)] + [1] * (len(options) - 3) for options in legal]
+    found = subject.action_activations(prompts, legal, ["resid.1"], places=places)["resid.1"]
+    ends = subject.action_activations(prompts, legal, ["resid.1"])["resid.1"]
+    tokens = subject.activations(prompts, ["resid.1"], "all")["resid.1"]
+    for both, end, whole, at in zip(found, ends, tokens, places, strict=True):
+        assert torch.allclose(both[:, subject.d_model :], end, atol=1e-5)
+        for row, place in zip(both[:, : subject.d_model], at, strict=True):
+            want = torch.zeros(subject.d_model) if place is None else whole[place]
+            assert torch.allclose(row, want, atol=1e-4)
