@@ -33,12 +33,15 @@ def entries(group: str) -> list[Entry]:
     models = pocket_models()
     if group == "models":
         return [Entry(group, f"pocket/{path.name}", _size(path)) for path in models]
-    return [
+    from fairlead.dictionaries import registry  # no torch
+
+    shipped = [
         Entry(group, f"pocket/{model.name}@{path.name.replace('-', '#', 1)}", _size(path))
         for model in models
         for path in sorted((model / "dictionaries").glob("*"))
         if (path / "cfg.json").is_file()
     ]
+    return shipped + [Entry(group, f"{e.name}@{e.sites}", e.about) for e in registry.entries()]
 
 
 def pocket_models() -> list[Path]:

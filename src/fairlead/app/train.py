@@ -81,10 +81,10 @@ def _prompts(job: Training) -> Iterable[Messages]:
     if job.texts is not None:
         lines = [line for line in job.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [(Message("user", line),) for line in lines]
-    return islice(_shop_prompts(job.model, job.config.seed), 2 * job.rows)
+    return islice(shop_prompts(job.model, job.config.seed), 2 * job.rows)
 
 
-def _shop_prompts(model: str, seed: int) -> Iterator[Messages]:
+def shop_prompts(model: str, seed: int) -> Iterator[Messages]:
     """What the shop's pretrain grammar gives to read: a pocket model's own mixture, else the even one."""
     from fairlead.worlds import mixture
 

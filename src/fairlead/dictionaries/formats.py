@@ -38,7 +38,7 @@ FORMATS: dict[str, ModuleType] = {
     "dictionary-learning": dictionary_learning,
     "sparsify": sparsify,
 }
-_DEPTH = 4  # folders below the one named: layer_20/width_16k/average_l0_71 and one more
+_DEPTH = 6  # folders below the one named: REPOSITORY/layer_20/width_16k/average_l0_71, and two more
 
 
 def of(path: Path) -> str | None:
