@@ -32,6 +32,7 @@ from fairlead.core.keys import canonical, sha256
 from fairlead.core.lock import LOCK, Locks
 from fairlead.core.lock import read as read_locks
 from fairlead.core.plan import Facts, Plan, plan_from_json
+from fairlead.core.reading import Reader, without_collection
 from fairlead.core.seal import seal, trial_hashes
 from fairlead.core.types import Cost, Record, Trial
 
@@ -266,7 +267,7 @@ def from_row(row: Mapping[str, Any]) -> Record:
     wrong = [name for name in _TEXTS if not isinstance(getattr(found, name), str)]
     wrong += [name for name in ("error", "trace", "lock") if not isinstance(getattr(found, name), str | None)]
     wrong += [name for name in ("outcome", "score") if not isinstance(getattr(found, name), dict | None)]
-    numbers = {k: v for k, v in vars(found.cost).items() if (k, v) != ("peak_memory_bytes", None)}
+    numbers = {k: v for k, v in asdict(found.cost).items() if (k, v) != ("peak_memory_bytes", None)}
     wrong += [f"cost.{name}" for name, value in numbers.items() if not isinstance(value, int | float)]
     if not isinstance(found.seed, int):
         wrong.append("seed")
@@ -344,7 +345,8 @@ class Run:
             except (PlanError, ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise RecordError(f"{path / 'plan.json'} cannot be read", got=str(error)) from error
         by_key: dict[str, list[Record]] = {}
-        for record in (r for file in files for r in _read_lines(file)[0]):
+        reader = Reader(from_row)
+        for record in (r for file in files for r in _read_lines(file, reader)[0]):
             by_key.setdefault(record.trial, []).append(record)
         listed = path / "trials.json"
         if listed.exists():
@@ -441,23 +443,27 @@ def _coordinates(record: Record) -> Trial:
     return Trial(record.trial, record.arm, record.model, None, record.decoding, record.seed)
 
 
-def _read_lines(path: Path) -> tuple[list[Record], int]:
-    """The Records of a file, and how many of its bytes are whole lines. Only the last line may be torn."""
+def _read_lines(path: Path, reader: Reader | None = None) -> tuple[list[Record], int]:
+    """The Records of a file, and how many of its bytes are whole lines. Only the last line may be torn. Files read
+    with one reader share what is equal in them."""
     if not path.exists():
         return [], 0
-    content = path.read_bytes()
-    good = content.rfind(b"\n") + 1
-    found = []
-    for number, line in enumerate(content[:good].splitlines(), start=1):
-        try:
-            found.append(from_row(json.loads(line)))
-        except (ValueError, RecursionError, RecordError) as error:
-            raise RecordError(
-                f"{path}, line {number} is damaged",
-                expected="one Record as JSON",
-                got=str(error),
-                do="restore the file from a copy; Fairlead never drops a whole line",
-            ) from error
+    reader = reader or Reader(from_row)
+    found, good = [], 0
+    with without_collection(), path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break  # torn
+            good += len(line)
+            try:
+                found.append(reader.record(json.loads(line)))
+            except (ValueError, RecursionError, RecordError) as error:
+                raise RecordError(
+                    f"{path}, line {number} is damaged",
+                    expected="one Record as JSON",
+                    got=str(error),
+                    do="restore the file from a copy; Fairlead never drops a whole line",
+                ) from error
     return found, good
 
 

@@ -96,7 +96,7 @@ class Score:
     values: Mapping[str, bool | float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What something cost. FLOPs follow the ledger's formulas; seconds are wall time; `judge_calls` counts requests
     to another model (a proposer, a labeller, a judge). `peak_memory_bytes` is the largest memory the process held
@@ -162,7 +162,7 @@ class Trial:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One item under one trial. Exactly one of `score` and `error` is set: a failure is never a zero."""
 
