@@ -18,6 +18,7 @@ from tests.lm.tiny import write
 
 from fairlead.core.errors import LoadError
 from fairlead.lm import weights
+from fairlead.lm.estimate import estimate_ref
 from fairlead.lm.load import find, load
 
 
@@ -201,6 +202,29 @@ def test_a_hub_that_says_no(monkeypatch, error, what):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     with pytest.raises(LoadError, match=what):
         find("org/tiny#v1")
+
+
+def test_where_no_hub_answers_the_cache_is_asked_at_once(monkeypatch):
+    """No retries: the client is told to look at its own files only."""
+    asked = {}
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **o: asked.update(o) or "/none")
+    with pytest.raises(LoadError):
+        find("org/tiny")
+    assert asked["local_files_only"]
+    with pytest.raises(LoadError, match="cannot be reached"):
+        estimate_ref("org/tiny")
+
+
+def test_a_hub_model_is_sized_from_its_configuration_alone(folder, monkeypatch):
+    class Found:
+        parameter_count = {"BF16": 100, "F32": 1}
+
+    monkeypatch.setattr("fairlead.lm.hub.reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(folder / "config.json"))
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda *_, **__: Found())
+    found = estimate_ref("org/tiny", device="cuda")
+    assert found.dtype == "bfloat16" and found.parameters == estimate_ref(str(folder)).parameters
 
 
 def test_what_is_a_name_and_what_a_path(tmp_path, monkeypatch):

@@ -7,10 +7,15 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import fairlead
 from fairlead.app.catalogue import pocket_models
+from fairlead.app.models import loading
 from fairlead.core.errors import FairleadError
+
+if TYPE_CHECKING:
+    from fairlead.lm.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -79,3 +84,25 @@ def _models() -> list[Check]:
         except FairleadError as error:
             out.append(Check(name, False, error.message, error.do))
     return out
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one model takes and whether that is free here: `fits` is None where the machine does not say what is."""
+
+    model: str
+    fits: bool | None
+    total: int  # bytes
+    about: Estimate
+
+
+def size(model: str, *, rows: int, tokens: int) -> Size:
+    """The memory of a model before it is loaded, on the device and in the precision that were chosen. Of a name on
+    the hub only the configuration and the headers of its files are fetched."""
+    from fairlead.lm.estimate import estimate_ref
+
+    how = loading()
+    about = estimate_ref(
+        model, device=how.device or "cpu", dtype=how.dtype, quantize=how.quantize, rows=rows, tokens=tokens
+    )
+    return Size(model, about.fits, about.total, about)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from fairlead.core.errors import LoadError
-from fairlead.lm import weights
+from fairlead.lm import hub, weights
+from fairlead.lm.find import POCKET, find
 
 ROWS, TOKENS, SCORED = 32, 1024, 64  # a batch, its longest prompt, and the tokens of its actions
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -90,6 +91,25 @@ def estimate(
     stored = weights.headers(weights.files_of(folder))
     sizes, kept = sizes_of(folder, stored), stored_dtype(stored)
     return total_up(sizes, kept, device=device, dtype=dtype, quantize=quantize, rows=rows, tokens=tokens)
+
+
+def estimate_ref(
+    ref: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    quantize: str | None = None,
+    rows: int = ROWS,
+    tokens: int = TOKENS,
+    token: str | None = None,
+) -> Estimate:
+    """As `estimate`, of a model by reference. Of a name on the hub only config.json and headers are fetched."""
+    if not ref.startswith(POCKET) and not Path(ref).exists() and hub.is_name(ref):
+        folder, counts = hub.described(ref, token)
+        sizes = sizes_from(read_config(folder))
+        stored = _STORED.get(max(counts, key=lambda d: counts[d]), "bfloat16") if counts else "float32"
+        return total_up(sizes, stored, device=device, dtype=dtype, quantize=quantize, rows=rows, tokens=tokens)
+    return estimate(find(ref), device=device, dtype=dtype, quantize=quantize, rows=rows, tokens=tokens)
 
 
 def total_up(

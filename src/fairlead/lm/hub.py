@@ -6,9 +6,11 @@ hub can be reached, what the cache holds is used; else the error says how to bri
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 from fairlead.core.errors import LoadError
 from fairlead.lm.weights import READ
@@ -30,25 +32,44 @@ def fetch(ref: str, token: str | None = None) -> Path:
     try:
         patterns = [*READ, "tokenizer.model"]
         return Path(
-            huggingface_hub.snapshot_download(name, revision=revision or None, token=token, allow_patterns=patterns)
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, token=token, allow_patterns=patterns, local_files_only=not reachable()
+            )
         )
     except Exception as error:  # huggingface_hub raises OSError, ValueError, httpx errors and a dozen of its own
         raise explained(ref, error) from error
 
 
-def remote_facts(ref: str, token: str | None = None) -> tuple[dict[str, Any], dict[str, int]]:
-    """(config.json, parameters by dtype) of a hub model, without fetching its weights."""
-    import json
-
+def described(ref: str, token: str | None = None) -> tuple[Path, dict[str, int]]:
+    """(the folder its config.json was fetched to, parameters by dtype as in a safetensors header) of a hub model,
+    without fetching its weights."""
     import huggingface_hub
 
     name, _, revision = ref.partition("#")
     try:
+        if not reachable():
+            raise ConnectionError(f"{_endpoint()} cannot be reached from here")
         file = huggingface_hub.hf_hub_download(name, "config.json", revision=revision or None, token=token)
         found = huggingface_hub.get_safetensors_metadata(name, revision=revision or None, token=token)
-        return json.loads(Path(file).read_text(encoding="utf-8")), {str(kind): n for kind, n in found.parameter_count.items()}
     except Exception as error:  # as above
         raise explained(ref, error) from error
+    return Path(file).parent, {str(kind): count for kind, count in found.parameter_count.items()}
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all, found out in seconds: its own client retries for half a minute."""
+    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
+        return True  # whoever set a proxy knows
+    found = urlsplit(_endpoint())
+    try:
+        socket.create_connection((found.hostname or "", found.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def explained(ref: str, error: Exception) -> LoadError:
