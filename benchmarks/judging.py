@@ -94,7 +94,8 @@ def main() -> None:
     found = json.loads(got.stdout)
     sys.stdout.write(
         f"{found['records']:,} Records: open {found['open_s']:.1f} s, judge {found['judge_s']:.1f} s, together "
-        f"{found['total_s']:.1f} s ({found['cpu_s']:.1f} s of CPU, limit {LIMIT_S}); peak {found['peak_mb']:.0f} MB (limit {LIMIT_MB})\n"
+        f"{found['total_s']:.1f} s ({found['cpu_s']:.1f} s of CPU, limit {LIMIT_S}); "
+        f"peak {found['peak_mb']:.0f} MB (limit {LIMIT_MB})\n"
     )
     if found["records"] >= 999_000 and (found["cpu_s"] > LIMIT_S or found["peak_mb"] > LIMIT_MB):
         raise SystemExit("slower or larger than it should be")

@@ -13,7 +13,7 @@ from fairlead.core.types import Cost, Record
 ONE = Record(
     trial="t", arm="none", model="m", decoding="free", seed=1, item="i", cluster="c", split="test",
     strata={"trap": "on"}, outcome={"steps": 3, "funnel": {"emitted": 3, "valid": 2}, "note": "x" * 50},
-    score={"strict": True, "fell": None}, error=None, cost=Cost(prompt_tokens=5, flops=1e6, peak_memory_bytes=None), trace=None, lock="ab",
+    score={"strict": True, "fell": None}, error=None, cost=Cost(prompt_tokens=5, flops=1e6), trace=None, lock="ab",
 )  # fmt: skip
 OTHERS = [
     replace(ONE, score={"strict": 1, "fell": None}),
