@@ -29,7 +29,7 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in ("run", "demo") else ""
+            goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in ("run", "demo", "fix") else ""
             click.echo(f"stopped{goes_on}", err=True)
             ctx.exit(INTERRUPTED)
 
@@ -50,31 +50,7 @@ runs_in = click.option(
     help="Where run directories are made.",
 )  # fmt: skip
 run_at = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-
-
-def _choose(ctx: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ARG001
-    from fairlead.app.models import choose_loading
-
-    choose_loading(**{str(option.name): value})
-
-
-def loads_models(verb: Any) -> Any:
-    """The options of every verb that loads a model; app.models keeps what they say."""
-    for name, kind, told in (
-        ("--max-batch", click.IntRange(min=1), "Prompts a forward.  [default: 32]"),
-        ("--quantize", click.Choice(["4bit", "8bit"]), "With bitsandbytes, on a GPU."),
-        ("--dtype", click.Choice(["float32", "bfloat16", "float16"]), "[default: float32 on a CPU, else as stored]"),
-        ("--device", str, "cpu, cuda, cuda:1, mps.  [default: cpu]"),
-    ):
-        verb = click.option(name, type=kind, help=told, expose_value=False, callback=_choose)(verb)
-    return verb
-
-
-def model_at(verb: Any) -> Any:
-    """The model of a verb that has one, and how it is loaded."""
-    named = click.option("--model", default="pocket/shopper-s", show_default=True,
-                         help="pocket/NAME, a directory, or org/name[#revision] on the hub.")  # fmt: skip
-    return named(loads_models(verb))
+model_at = click.option("--model", default="pocket/shopper-s", show_default=True, help="pocket/NAME or a directory.")
 
 
 # ---- verbs
@@ -338,6 +314,92 @@ def steer(
     show.json_value(found) if as_json else show.comparison(found)
 
 
+@main.command()
+@click.argument("cases", type=click.Path(dir_okay=False, path_type=Path))
+@model_at
+@click.option("--dictionary", help="NAME@SITE or a directory: features are searched in it.  [default: none are]")
+@click.option("--effect", type=click.FloatRange(min=0, max=1, min_open=True), default=0.2, show_default=True,
+              help="The smallest gain of interest, as a share of cases.")  # fmt: skip
+@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Attempts an arm may make.")
+@click.option("--flops", type=click.FloatRange(min=0, min_open=True), help="FLOPs an arm may spend on its fit.")
+@click.option("--shares", nargs=3, type=click.FloatRange(min=0), default=(0.3, 0.2, 0.5), show_default=True,
+              help="Of train, validation and test, for cases that name no split.")  # fmt: skip
+@click.option("--arm", "arms", multiple=True, help="An arm to try; may be repeated.  [default: every cheap one]")
+@click.option("--wording", "wordings", multiple=True, help="A system line to try; may be repeated.")
+@click.option("--free", is_flag=True, help="Answers are written freely, even where a case has choices.")
+@click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of a free answer.")
+@click.option("--allow-code", is_flag=True, help="Import and run the Python checks that the cases name.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@runs_in
+@click.option("--dry", is_flag=True, help="Read the cases, measure the bare model, preview the cost; tune nothing.")
+@threads
+@as_json
+def fix(
+    cases: Path, model: str, dictionary: str | None, effect: float, trials: int, flops: float | None,
+    shares: tuple[float, float, float], arms: tuple[str, ...], wordings: tuple[str, ...], free: bool, max_tokens: int,
+    allow_code: bool, seed: int, runs: Path, dry: bool, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Mend a model on your own failures: CASES is a file of prompts with checks, one JSON object a line.
+
+    Measures the model, tunes every cheap way of mending under one budget, judges the best one on cases that nothing
+    was tuned on, and says how to serve it. Interrupted, it goes on when run again.
+
+    \b
+    Example: fairlead fix cases.jsonl --model pocket/shopper-s --dictionary pocket/shopper-s@resid.1
+    """
+    from fairlead.app import fix as verb
+
+    settings = verb.Settings(
+        file=cases, model=model, dictionary=dictionary, effect=effect, shares=shares, seed=seed, trials=trials,
+        flops=flops, max_tokens=max_tokens, free=free, allow_code=allow_code, wordings=wordings, arms=arms, runs=runs,
+    )  # fmt: skip
+    read = verb.read(settings)
+    show.cases(read)
+    found = verb.too_few(read)
+    if found is None:
+        with show.bar(as_json) as bar:
+            task = bar.add_task("the model as it is", total=None)
+            bare = verb.measure(read, progress=lambda done, of: bar.update(task, completed=done, total=of),
+                                threads=threads)  # fmt: skip
+        found = verb.nothing(read, bare)
+    if found is None:
+        job = verb.prepare(read)
+        cost = verb.cost(read, job, bare)
+        show.fix_cost(cost, bare)
+        if dry:
+            show.json_value({"bare": bare, "cost": cost} if as_json else "nothing was tuned")
+            return
+        with show.bar(as_json) as bar:
+            found = verb.execute(read, bare, job, progress=show.StudyBar(bar), threads=threads)
+    show.json_value(found.to_json()) if as_json else show.fixed(found)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--fitted", "arms", multiple=True, type=click.Path(path_type=Path),
+              help="RUN/ARM, or a folder in RUN/fitted; may be repeated.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than the loopback need FAIRLEAD_API_KEY.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop by itself.")
+@threads
+@as_json
+def serve(
+    model: str, arms: tuple[Path, ...], host: str, port: int, stop_after: float | None, threads: int, as_json: bool
+) -> None:
+    """Serve MODEL, and what a run fitted on it, behind an OpenAI-compatible endpoint until Ctrl-C.
+
+    A fitted arm is a model name that holds its fingerprint, so what was judged is what answers.
+
+    \b
+    Example: fairlead serve pocket/shopper-s --fitted runs/fix-cases-1a2b3c4d/winner
+    """
+    from fairlead.app import serve as verb
+
+    models = verb.prepare(model, arms, threads=threads)
+    verb.execute(models, host=host, port=port, stop_after=stop_after,
+                 ready=show.json_value if as_json else show.serving)  # fmt: skip
+
+
 @main.command("train-dictionary")
 @model_at
 @click.option("--site", required=True, help="Where to read, such as resid.1.")
@@ -447,26 +509,16 @@ def list_(group: str | None, limit: int | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--model", help="What this model would take, before it is loaded, instead.")
-@loads_models
-@click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts a forward.")
-@click.option("--tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of the longest prompt.")
 @as_json
 @click.pass_context
-def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_json: bool) -> None:
-    """Say what this machine has and what it lacks, or with --model whether that model fits into it. Exit code 1 when
-    something is missing, or when the model does not fit.
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what this machine has and what it lacks. Exit code 1 when something is missing.
 
     \b
     Example: fairlead doctor
-    Example: fairlead doctor --model pocket/shopper-s --dtype bfloat16
     """
-    from fairlead.app.doctor import checks, size
+    from fairlead.app.doctor import checks
 
-    if model is not None:
-        about = size(model, rows=rows, tokens=tokens)
-        show.json_value(about) if as_json else show.size(about)
-        ctx.exit(1 if about.fits is False else 0)
     found = checks()
     show.json_value(found) if as_json else show.checks(found)
     ctx.exit(0 if all(check.ok for check in found) else 1)

@@ -167,28 +167,57 @@ def comparison(found: Any) -> None:
             click.echo(f"  {edit.edit}: {did}; activation {before} -> {after}")
 
 
-def size(found: Any) -> None:
-    """The doctor's word on one model."""
-    about = found.about
-    used = f"{about.active_parameters / 1e9:.3g} billion of them multiplied with each token"
-    fits = {True: "yes", False: "no: fewer rows, another dtype, --quantize or another device", None: "unknown"}
-    said = {
-        "model": f"{found.model}: {about.architecture}, {about.n_layers} layers, width {about.d_model}",
-        "parameters": f"{about.parameters / 1e9:.3g} billion, {used}",
-        "weights": f"{about.weights / 1e9:.3g} GB in {about.quantize or about.dtype}",
-        "cache": f"{about.cache / 1e9:.3g} GB for {about.rows} prompts of {about.tokens} tokens",
-        "activations": f"up to {about.activations / 1e9:.3g} GB in one scoring forward of those (estimated)",
-        "free": "unknown" if about.free is None else f"{about.free / 1e9:.3g} GB on {about.device}",
-        "FLOPs a token": f"{about.flops_per_token:.3g}, attention left out",
-        "fits": fits[found.fits],
-    }
-    for name, text in said.items():
-        click.echo(f"{name:<16} {text}")
-
-
 def checks(found: Sequence[Any]) -> None:
     """The doctor's report."""
     for check in found:
         click.echo(f"{'ok     ' if check.ok else 'MISSING'}  {check.name:<22} {check.found}")
         if check.do:
             click.echo(f"{'':9}do: {check.do}")
+
+
+def cases(found: Any) -> None:
+    """`fix`: what the file holds."""
+    sizes = ", ".join(f"{found.items[name]} {name}" for name in found.items)
+    click.echo(f"cases: {sizes} (in {', '.join(str(n) for n in found.clusters.values())} clusters)", err=True)
+    for kept, left in found.task.repeats:
+        click.echo(f"  line {left} repeats line {kept}: left out", err=True)
+    if not found.short and found.needed is not None and found.clusters["test"] < found.needed:
+        effect = f"{100 * found.settings.effect:g} points"
+        click.echo(f"  {found.clusters['test']} test clusters may miss a gain of {effect}; {found.needed} find it "
+                   "with 80 % power", err=True)  # fmt: skip
+
+
+def fix_cost(cost: Any, bare: Any) -> None:
+    """`fix`: the bare model, and what tuning will cost, before it does."""
+    fails = f"{bare.failed} of {bare.n} cases fail, 95 % [{100 * bare.low:.0f}, {100 * bare.high:.0f}] %"
+    click.echo(f"the model as it is: {fails} (train and validation)", err=True)
+    click.echo(
+        f"cost: {len(cost.arms)} arms, each at most {cost.tuning_trials} attempts and {cost.flops:.1e} FLOPs, then "
+        f"{cost.test} test cases: at most {cost.minutes:.0f} min\n"
+        f"run:  {cost.run_dir}\narms: {', '.join(cost.arms)}",
+        err=True,
+    )
+
+
+def fixed(found: Any) -> None:
+    """`fix`: the table, the verdict, and the command that serves the winner."""
+    if found.run is not None:
+        from fairlead.app import report
+
+        rich(report.table(Path(found.run)))
+    for line in found.said:
+        click.echo(line)
+    if found.exploratory:
+        click.echo(f"EXPLORATORY: {found.exploratory}")
+    if found.serve:
+        click.echo(f"serve: {found.serve}")
+    if found.run is not None:
+        click.echo(f"more:  fairlead report {found.run}")
+
+
+def serving(up: Any) -> None:
+    """`serve`: where, what, and for how long."""
+    until = "until Ctrl-C" if up.stops_after is None else f"for {up.stops_after:g} s"
+    click.echo(f"serving {up.url}/v1 {until}")
+    for name in up.models:
+        click.echo(f"  {name}")
