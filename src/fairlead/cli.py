@@ -50,7 +50,31 @@ runs_in = click.option(
     help="Where run directories are made.",
 )  # fmt: skip
 run_at = click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
-model_at = click.option("--model", default="pocket/shopper-s", show_default=True, help="pocket/NAME or a directory.")
+
+
+def _choose(ctx: click.Context, option: click.Parameter, value: Any) -> None:  # noqa: ARG001
+    from fairlead.app.models import choose_loading
+
+    choose_loading(**{str(option.name): value})
+
+
+def loads_models(verb: Any) -> Any:
+    """The options of every verb that loads a model; app.models keeps what they say."""
+    for name, kind, told in (
+        ("--max-batch", click.IntRange(min=1), "Prompts a forward.  [default: 32]"),
+        ("--quantize", click.Choice(["4bit", "8bit"]), "With bitsandbytes, on a GPU."),
+        ("--dtype", click.Choice(["float32", "bfloat16", "float16"]), "[default: float32 on a CPU, else as stored]"),
+        ("--device", str, "cpu, cuda, cuda:1, mps.  [default: cpu]"),
+    ):
+        verb = click.option(name, type=kind, help=told, expose_value=False, callback=_choose)(verb)
+    return verb
+
+
+def model_at(verb: Any) -> Any:
+    """The model of a verb that has one, and how it is loaded."""
+    named = click.option("--model", default="pocket/shopper-s", show_default=True,
+                         help="pocket/NAME, a directory, or org/name[#revision] on the hub.")  # fmt: skip
+    return named(loads_models(verb))
 
 
 # ---- verbs
@@ -509,16 +533,26 @@ def list_(group: str | None, limit: int | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.option("--model", help="What this model would take, before it is loaded, instead.")
+@loads_models
+@click.option("--rows", type=click.IntRange(min=1), default=32, show_default=True, help="Prompts a forward.")
+@click.option("--tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of the longest prompt.")
 @as_json
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what this machine has and what it lacks. Exit code 1 when something is missing.
+def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_json: bool) -> None:
+    """Say what this machine has and what it lacks, or with --model whether that model fits into it. Exit code 1 when
+    something is missing, or when the model does not fit.
 
     \b
     Example: fairlead doctor
+    Example: fairlead doctor --model pocket/shopper-s --dtype bfloat16
     """
-    from fairlead.app.doctor import checks
+    from fairlead.app.doctor import checks, size
 
+    if model is not None:
+        about = size(model, rows=rows, tokens=tokens)
+        show.json_value(about) if as_json else show.size(about)
+        ctx.exit(1 if about.fits is False else 0)
     found = checks()
     show.json_value(found) if as_json else show.checks(found)
     ctx.exit(0 if all(check.ok for check in found) else 1)

@@ -167,6 +167,25 @@ def comparison(found: Any) -> None:
             click.echo(f"  {edit.edit}: {did}; activation {before} -> {after}")
 
 
+def size(found: Any) -> None:
+    """The doctor's word on one model."""
+    about = found.about
+    used = f"{about.active_parameters / 1e9:.3g} billion of them multiplied with each token"
+    fits = {True: "yes", False: "no: fewer rows, another dtype, --quantize or another device", None: "unknown"}
+    said = {
+        "model": f"{found.model}: {about.architecture}, {about.n_layers} layers, width {about.d_model}",
+        "parameters": f"{about.parameters / 1e9:.3g} billion, {used}",
+        "weights": f"{about.weights / 1e9:.3g} GB in {about.quantize or about.dtype}",
+        "cache": f"{about.cache / 1e9:.3g} GB for {about.rows} prompts of {about.tokens} tokens",
+        "activations": f"up to {about.activations / 1e9:.3g} GB in one scoring forward of those (estimated)",
+        "free": "unknown" if about.free is None else f"{about.free / 1e9:.3g} GB on {about.device}",
+        "FLOPs a token": f"{about.flops_per_token:.3g}, attention left out",
+        "fits": fits[found.fits],
+    }
+    for name, text in said.items():
+        click.echo(f"{name:<16} {text}")
+
+
 def checks(found: Sequence[Any]) -> None:
     """The doctor's report."""
     for check in found:
