@@ -19,20 +19,23 @@ ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
     ("lora", None), ("reft", None), ("reft", "relu"), ("few_shot", None), ("few_shot", "reason"),
+    ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
     "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
     "few_shot": {"k": [1, 2]},
+    "gcg": {"length": 4, "steps": 4, "width": 8, "top_k": 8, "check": 2, "batch": 4},
+    "stress": {},
     "lora": {"ranks": [4], "lrs": [1e-2], "epochs": 2, "batch": 4},
     "reft": {"sites": ["resid.1"], "ranks": [2], "lrs": [3e-2], "epochs": 4, "batch": 4},
 }  # fmt: skip
 
 
 async def fit(bench: Bench, name: str, variant: str | None, folder: Path) -> tuple[Any, Any]:
-    """(method, fitted); the sibling of a control, or of the winner, comes from disk, as in a study."""
+    """(method, fitted); the sibling of a control, stress arm, or winner comes from disk, as in a study."""
     feature = plugins.get("methods", "feature")(None, FEATURE)
-    if name in ("control", "winner") and not (folder / "feature").exists():
+    if name in ("control", "winner", "stress") and not (folder / "feature").exists():
         (folder / "feature").mkdir()
         (await feature.fit(bench.context(FEATURE))).save(folder / "feature")
     method = plugins.get("methods", name)(variant, OPTIONS[name])

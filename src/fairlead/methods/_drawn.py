@@ -60,20 +60,8 @@ class Drawn:
         """One direction per edit, at its tokens, as long there as what the edit writes on average."""
         generator = torch.Generator().manual_seed(seed)
         directions = torch.randn(len(self.template), self.sample.shape[1], generator=generator)
-        where = torch.stack([self._open(edit) for edit in self.template], dim=1)
-        lengths = torch.tensor([self._size(e) for e in self.template]) / where.mean(0).clamp_min(1e-6)
-        directions = directions * (lengths / directions.norm(dim=1))[:, None]
-        directions = directions * (self.size / float((where @ directions).norm(dim=1).mean()))
         names = [f"noise_{seed:x}_{i}" for i in range(len(self.template))]
-        edits = tuple(
-            Edit(StoredVector(name), Op.ADD, 1.0, site=self.rows.site, scope=e.scope, gate=e.gate)
-            for name, e in zip(names, self.template, strict=True)
-        )
-        return edits, dict(zip(names, directions, strict=True))
-
-    def _open(self, edit: Edit) -> Tensor:
-        """[n] 1.0 where the edit acts on the sample."""
-        return torch.ones(len(self.sample)) if edit.gate.when is None else is_open(edit, self.rows, self.sample)
+        return in_place_of(self.template, self.rows, self.sample, self.size, directions, names)
 
     def _latents(self, rng: random.Random) -> tuple[Edit, ...]:
         drawn: list[Edit] = []
@@ -108,6 +96,23 @@ class Drawn:
             "kind": self.kind, "template": steering.to_json(self.template), "rows": rows_json(self.rows),
             "pools": [list(p) for p in self.pools], "size": self.size, "seed": self.seed, "about": dict(self.about),
         })  # fmt: skip
+
+
+def in_place_of(
+    template: Sequence[Edit], rows: Any, sample: Tensor, size: float, directions: Tensor, names: Sequence[str]
+) -> Draw:
+    """One of `directions` [e, d] added in the place of every edit, at its tokens and behind its gate, as long there as
+    what the edit writes on average, and all together with mean ‖Δh‖ = `size` on the sample."""
+    always = torch.ones(len(sample))
+    where = torch.stack([always if e.gate.when is None else is_open(e, rows, sample) for e in template], dim=1)
+    lengths = torch.tensor([norm((e,), rows, sample) for e in template]) / where.mean(0).clamp_min(1e-6)
+    directions = directions * (lengths / directions.norm(dim=1))[:, None]
+    directions = directions * (size / float((where @ directions).norm(dim=1).mean()))
+    edits = tuple(
+        Edit(StoredVector(name), Op.ADD, 1.0, site=rows.site, scope=e.scope, gate=e.gate)
+        for name, e in zip(names, template, strict=True)
+    )
+    return edits, dict(zip(names, directions, strict=True))
 
 
 def load(path: Path) -> Drawn:

@@ -4,7 +4,8 @@ is judged on validation, and the best epoch of the best setting is kept; doing n
 Examples are the decision points of the bare subject's train episodes, each with a right action as the whole next
 turn: what it did where that was right, the oracle's label where it failed. Options that these arms share:
 epochs       passes over the examples at most; batch examples a step
-patience     epochs without a better validation score before a setting is given up
+patience     epochs without a better validation score before a setting is given up; one that is behind the best
+             setting after TRUST epochs is given up, too
 n_decisions  train decision points at most (0: all)
 select, measure, balance, n_validation: see `prompt`
 """
@@ -30,11 +31,12 @@ from fairlead.methods._choice import Judge
 
 S = TypeVar("S")
 T = TypeVar("T", covariant=True)
-WARMUP, CLIP = 10, 1.0  # steps to the full learning rate; largest norm of a step's gradient
+TRUST = 3  # epochs after which settings are compared
+WARMUP, CLIP = 10, 1.0  # steps towards the full learning rate; largest norm of a step's gradient
 DEFAULTS: dict[str, Any] = {
     "epochs": 8,
     "batch": 16,
-    "patience": 2,
+    "patience": 3,
     "n_decisions": 480,
     "select": "decisions",
     "measure": "strict",
@@ -133,11 +135,15 @@ class _Search(Generic[S]):
         """Train one setting until nothing is won any more."""
         row: dict[str, Any] = {**setting, "score": None, "losses": [], "scores": []}
         self.tried.append(row)
+        lead: list[float] = next(
+            (t["scores"] for t in self.tried if t.get("score") == self.best[2] and "scores" in t), []
+        )
         optimiser = torch.optim.AdamW(list(learner.parameters), lr=setting["lr"], weight_decay=0.0)
-        warm = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / WARMUP))
+        steps = self.options["epochs"] * math.ceil(len(self.found) / self.options["batch"])
+        rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
         rng = random.Random(derive_seed(self.ctx.seed, "batches"))
         for epoch in range(1, self.options["epochs"] + 1):
-            loss = self._epoch(learner, optimiser, warm, rng)
+            loss = self._epoch(learner, optimiser, rate, rng)
             if not math.isfinite(loss):
                 row["reason"] = f"the loss was not finite in epoch {epoch}"
                 return
@@ -149,8 +155,11 @@ class _Search(Generic[S]):
                 row |= {"score": strata[WHOLE], "strata": strata, "epoch": epoch}
             elif epoch - row["epoch"] >= self.options["patience"]:
                 return
+            if epoch >= TRUST and row["score"] < max(lead[:epoch], default=row["score"]):
+                row["reason"] = f"behind the best setting after {epoch} epochs"
+                return
 
-    def _epoch(self, learner: Learner[S], optimiser: Any, warm: Any, rng: random.Random) -> float:
+    def _epoch(self, learner: Learner[S], optimiser: Any, rate: Any, rng: random.Random) -> float:
         """One pass in a drawn order; the mean loss over it, or NaN from the first step that is not finite."""
         order, batch, total = list(range(len(self.found))), self.options["batch"], 0.0
         rng.shuffle(order)
@@ -167,6 +176,11 @@ class _Search(Generic[S]):
             if not bool(torch.isfinite(norm)):
                 return math.nan
             optimiser.step()
-            warm.step()
+            rate.step()
             total += float(losses.detach().sum())
         return total / len(order)
+
+
+def _rate(step: int, steps: int) -> float:
+    """The share of the learning rate at a step: up in a line, then down along a cosine to the last of `steps`."""
+    return min((step + 1) / WARMUP, 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0))))

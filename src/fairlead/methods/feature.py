@@ -85,7 +85,7 @@ class FeatureMethod:
         found = find(ctx.subject, ctx.dictionary, points(episodes, options["balance"]), search(options, ctx.seed))
         chosen, tried = await choose(ctx, found, options)
         rows = cut(found.dictionary, watched(chosen)) if chosen else None
-        told = about(ctx.subject, found, chosen, tried)
+        told = {**about(ctx.subject, found, chosen, tried), "options": dict(options)}
         return Steered("feature", chosen, rows, {}, told, sample(ctx.subject, found, options["scope"], ctx.seed))
 
     def load(self, path: Path) -> Steered:

@@ -37,8 +37,8 @@ TARGETS = ("all", "attn", "mlp", "out")
 ADAPTER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # what peft puts before a module's name in its files
 DEFAULTS: dict[str, Any] = {
-    "ranks": [8, 32, 2],
-    "lrs": [3e-3, 1e-3, 1e-2, 3e-4],
+    "ranks": [32, 8, 2],
+    "lrs": [3e-3, 1e-3, 3e-4],
     "targets": "all",
     **_learned.DEFAULTS,
 }

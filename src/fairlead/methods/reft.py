@@ -34,7 +34,7 @@ from fairlead.steering import Edit, Latent, Op, Scope
 SCOPES = ("all", "prompt", "last")
 DEFAULTS: dict[str, Any] = {
     "sites": [],
-    "ranks": [4, 1, 16],
+    "ranks": [16, 32, 4],
     "lrs": [3e-3, 1e-2],
     "scope": "all",
     **_learned.DEFAULTS,
