@@ -235,6 +235,11 @@ class Store:
         begin += (at - begin) // self.header.window * self.header.window
         return range(shard.first + begin, shard.first + min(end, begin + self.header.window))
 
+    def sequence(self, token: int) -> int:
+        """The first token of the sequence that holds `token`."""
+        shard, at = self.locate(token)
+        return shard.first + int(shard.starts[int(np.searchsorted(shard.starts, at, side="right")) - 1])
+
     def tokens(self, span: range) -> list[int]:
         """Token ids of a span within one shard."""
         shard, at = self.locate(span.start)
