@@ -150,7 +150,7 @@ def saelens_training(folder: Path, draw: Draw, architecture: str) -> Written:
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         pre = ((s * x - c) @ W + b) * norm
         f = pre.relu() * (pre > float(theta))
-        return f, ((f / norm) @ D + c) / s
+        return f / s, ((f / norm) @ D + c) / s  # saved for inference, latents are in the model's units
 
     return Written(folder, str(folder), f"resid.{draw.layer}", forward)
 
@@ -159,7 +159,8 @@ def saelens_transcoder(folder: Path, draw: Draw) -> Written:
     (W, D, b, c), t, skip = draw.weights(), draw.threshold(), 0.1 * draw.normal(draw.d, draw.d)
     tensors = {"W_enc": W, "W_dec": D, "b_enc": b, "b_dec": c, "threshold": t, "W_skip": skip}
     hooks = {"hook_name": f"blocks.{draw.layer}.hook_resid_pre", "hook_name_out": f"blocks.{draw.layer}.hook_mlp_out"}
-    saelens(folder, draw, "jumprelu_skip_transcoder", tensors, d_out=draw.d, metadata=hooks)
+    saelens(folder, draw, "jumprelu_skip_transcoder", tensors, d_out=draw.d, metadata=hooks,
+            apply_b_dec_to_input=False)  # fmt: skip
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         pre = x @ W + b

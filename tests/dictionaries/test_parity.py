@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from tests.dictionaries.layouts import CASES, NINE, Written, write
 
 from fairlead import dictionaries
-from fairlead.core.errors import EditError
+from fairlead.core.errors import EditError, LoadError
 from fairlead.dictionaries import formats
 from fairlead.dictionaries.base import SparseDictionary
 from fairlead.dictionaries.transcoder import Transcoder
@@ -46,6 +47,20 @@ def test_reader_agrees_with_the_projects_own_forward(name, tmp_path):
     ids = [5, 0, 17]
     torch.testing.assert_close(found.encode_rows(activations(), ids), found.encode(activations())[:, ids])
     assert formats.of(Path(written.ref)) == name.partition("/")[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_format_can_be_written_in_the_saelens_layout(name, tmp_path):
+    found = dictionaries.load(write(name, tmp_path).ref)
+    if isinstance(found, Transcoder) and found.activation == "topk":
+        with pytest.raises(LoadError, match="no such transcoder"):
+            dictionaries.save(found, tmp_path / "out")
+        return
+    back = dictionaries.load(dictionaries.save(found, tmp_path / "out"))
+    assert type(back) is type(found) and back.fingerprint == found.fingerprint and back.name == found.name
+    cfg = json.loads((tmp_path / "out" / "cfg.json").read_text())
+    assert cfg["architecture"] in ("standard", "jumprelu", "topk", "transcoder", "jumprelu_transcoder",
+                                   "jumprelu_skip_transcoder")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [n for n in NINE.values() if n != "gemma-scope"])  # npz has no bfloat16

@@ -217,7 +217,8 @@ def _read(
 ) -> dict[str, Tensor]:
     """Activations [n, d] at each site, without the first token of each text, until `tokens` rows are seen."""
     got: dict[str, list[Tensor]] = {site: [] for site in sites}
-    seen, waiting = 0, []
+    waiting: list[Any] = []
+    seen = 0
 
     def flush() -> int:
         if isinstance(waiting[0], str):

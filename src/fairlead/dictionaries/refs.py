@@ -68,7 +68,7 @@ def load_sparse(ref: str | Path, *, d_in: int | None = None) -> SparseDictionary
     return found
 
 
-def save(dictionary: SparseDictionary, path: str | Path) -> Path:
+def save(dictionary: SparseDictionary | Transcoder, path: str | Path) -> Path:
     """Write `dictionary` to directory `path` in the SAELens layout; returns the directory."""
     saelens.write(dictionary, Path(path))
     return Path(path)

@@ -45,6 +45,7 @@ _HOOKS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
     "attn": "blocks.{}.hook_attn_out",
     "mlp": "blocks.{}.hook_mlp_out",
+    "mlp_in": "blocks.{}.ln2.hook_normalized",
 }
 
 
@@ -67,7 +68,7 @@ def read(path: Path, *, site: str = "", k: int | None = None) -> SparseDictionar
     del k
     cfg = _read_cfg(path)
     weights = files.read_safetensors(files.inside(path, WEIGHTS))
-    stats = files.read_safetensors(files.inside(path, STATS)) if (path / STATS).exists() else {}
+    stats = _read_stats(path)
     scaler = files.read_json(files.inside(path, SCALER)) if (path / SCALER).is_file() else {}
     return from_parts(cfg, weights, stats, path, site=site, scale=scaler.get("scaling_factor"))
 
@@ -94,11 +95,13 @@ def from_parts(
         dictionary = dictionary.replace(threshold=stats["threshold"])
     sizes = {"d_in": (cfg.get("d_in"), dictionary.d_in), "d_sae": (cfg.get("d_sae"), dictionary.n_features)}
     files.agree(path, sizes)
-    if cfg.get("rescale_acts_by_decoder_norm"):
-        dictionary = fold.unit_decoder(dictionary)
+    by_norm = bool(cfg.get("rescale_acts_by_decoder_norm"))
     if scale not in (None, 1, 1.0):
-        dictionary = fold.scaled_input(dictionary, files.number({SCALER: scale}, SCALER, path))
-    return dictionary
+        factor = files.number({SCALER: scale}, SCALER, path)
+        dictionary = fold.scaled_input(dictionary, factor)
+        if by_norm and dictionary.threshold is not None:  # it speaks of pre·‖W_dec‖, and W_dec was just divided
+            dictionary = dictionary.replace(threshold=dictionary.threshold / factor)
+    return fold.unit_decoder(dictionary) if by_norm else dictionary
 
 
 def _family(
@@ -144,8 +147,10 @@ def _transcoder(
     files.need(weights, [*keys, "W_skip"] if "skip" in architecture else keys, file)
     read_at = hookpoints.site_of(meta.get("hook_name") or cfg.get("hook_name"))
     written_at = hookpoints.site_of(meta.get("hook_name_out") or cfg.get("hook_name_out"))
+    own = _table(meta, "fairlead", path)
+    stats = _read_stats(path)
     found = Transcoder(
-        name=path.name,
+        name=str(own.get("name") or path.name),
         site_in=read_at,
         site=site or written_at,
         W_enc=files.matrix(weights, "W_enc", file),
@@ -155,14 +160,27 @@ def _transcoder(
         activation=_TRANSCODERS[architecture],  # type: ignore[arg-type]
         threshold=files.vector(weights, "threshold", file) if jump else None,
         W_skip=files.matrix(weights, "W_skip", file).T if "skip" in architecture else None,
+        max_activation=stats.get("max_activation"),
+        firing_rate=stats.get("firing_rate"),
+        training_flops=own.get("training_flops"),
+        metadata={key: value for key, value in own.items() if key not in ("name", "site", "training_flops")},
     )
     sizes = {"d_in": (cfg.get("d_in"), found.d_in), "d_sae": (cfg.get("d_sae"), found.n_features)}
     files.agree(path, {**sizes, "d_out": (cfg.get("d_out"), found.d_out)})
     return found
 
 
-def write(dictionary: SparseDictionary, path: Path) -> None:
-    """Write `dictionary` to directory `path` (made if absent); `cfg.json` comes last and marks it whole."""
+def write(dictionary: SparseDictionary | Transcoder, path: Path) -> None:
+    """Write `dictionary` to directory `path` (made if absent); `cfg.json` comes last and marks it whole.
+
+    LoadError for a transcoder that SAELens has no layout for (a topk one, or one whose input is centred)."""
+    through = isinstance(dictionary, Transcoder)
+    if through and (dictionary.activation not in ("relu", "jumprelu") or dictionary.apply_b_dec_to_input):
+        raise LoadError(
+            f"{dictionary.name} cannot be written: the SAELens layout has no such transcoder",
+            expected="relu or jumprelu, its input not centred",
+            got=dictionary.activation,
+        )
     path.mkdir(parents=True, exist_ok=True)
     architecture = {activation: name for name, activation in ARCHITECTURES.items()}[dictionary.activation]
     weights: dict[str, Tensor | None] = {
@@ -187,11 +205,20 @@ def write(dictionary: SparseDictionary, path: Path) -> None:
         "reshape_activations": "none",
         "metadata": metadata,
     }
+    if isinstance(dictionary, Transcoder):
+        jump, skip = "jumprelu_" if architecture == "jumprelu" else "", dictionary.W_skip is not None
+        cfg |= {"architecture": f"{jump}{'skip_' if skip else ''}transcoder", "d_out": dictionary.d_out}
+        metadata |= {"hook_name": _hook_name(dictionary.site_in), "hook_name_out": metadata["hook_name"]}
+        weights["W_skip"] = None if dictionary.W_skip is None else dictionary.W_skip.T
     if dictionary.activation == "topk":
         cfg["k"] = dictionary.k
     _save(weights, path / WEIGHTS)
     _save(stats, path / STATS)
     _replace(path / CFG, json.dumps(cfg, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _read_stats(path: Path) -> dict[str, Tensor]:
+    return files.read_safetensors(files.inside(path, STATS)) if (path / STATS).exists() else {}
 
 
 def _read_cfg(path: Path) -> dict[str, Any]:
