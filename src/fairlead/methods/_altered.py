@@ -70,10 +70,9 @@ def _as_vectors(fitted: Steered, moved: Sequence[str], about: dict[str, Any], me
     for edit, site in zip(fitted.edits, moved, strict=True):
         gate, old = edit.gate, edit.site or rows.site
         if isinstance(edit.direction, Latent):
-            edit = in_raw(edit, rows)
-            name = f"latent_{edit.direction.index}"
-            vectors[name] = rows.decoder_rows([edit.direction.index])[0].clone()
-            edit = replace(edit, direction=StoredVector(name))
+            index = edit.direction.index
+            vectors[f"latent_{index}"] = rows.decoder_rows([index])[0].clone()
+            edit = replace(in_raw(edit, rows), direction=StoredVector(f"latent_{index}"))
         if gate.when is not None:
             gate = replace(gate, when=_at(gate.when, old))
         edits.append(replace(edit, site=site, gate=gate))

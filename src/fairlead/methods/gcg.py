@@ -197,7 +197,8 @@ class _Walk:
         self.rng = random.Random(derive_seed(ctx.seed, "gcg"))
         self.allowed = allowed(ctx.subject, options["fluent"])
         self.text = self._start()
-        self.done, self.read, self.gains, self.ended = 0, 0, [], "steps"
+        self.done, self.read, self.ended = 0, 0, "steps"
+        self.gains: list[float] = []  # per step, what the objective gained a decision
 
     def step(self, number: int) -> bool:
         """Change one token, or none where none of those tried is better; False where no gradient can be taken."""
