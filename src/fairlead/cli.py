@@ -401,7 +401,7 @@ def fix(
 @main.command()
 @click.argument("model")
 @click.option("--fitted", "arms", multiple=True, type=click.Path(path_type=Path),
-              help="RUN/ARM, or a folder in RUN/fitted; may be repeated.")  # fmt: skip
+              help="RUN/ARM, RUN for its claim, or a folder in RUN/fitted; may be repeated.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than the loopback need FAIRLEAD_API_KEY.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
 @click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop by itself.")

@@ -220,6 +220,13 @@ class TestWhatWasFitted:
     def test_by_arm_and_by_key(self, subject, run: Path):
         key = next((run / "fitted").iterdir())
         assert fitted(subject, MODEL, key).name == fitted(subject, MODEL, run / "feature").name
+
+    def test_a_run_alone_is_its_claim(self, subject, run: Path):
+        with pytest.raises(LoadError, match="no fitted arm 'prompt'"):
+            fitted(subject, MODEL, run)
+
+    def test_the_edit_is_the_one_that_was_saved(self, subject, run: Path):
+        key = next((run / "fitted").iterdir())
         assert str(fitted(subject, MODEL, key).fitted.describe()["edit"]).startswith(EDIT[:7])
 
     @pytest.mark.parametrize("name", ["none", "prompt", "nothing", "../x"])

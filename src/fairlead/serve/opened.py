@@ -50,7 +50,8 @@ def bare(subject: Any, name: str) -> Served:
 
 
 def fitted(subject: Any, name: str, ref: str | Path) -> Served:
-    """The Fitted at `ref` on `subject`, which the run knows as `name`. `ref` is RUN/ARM, or RUN/fitted/KEY.
+    """The Fitted at `ref` on `subject`, which the run knows as `name`. `ref` is RUN/ARM, RUN/fitted/KEY, or RUN alone
+    for the arm that is its claim.
 
     LoadError when it was fitted on another model, or its files are not those that were saved; a world that
     cannot be opened is found out here and not at the first request.
@@ -75,7 +76,10 @@ def named(models: Sequence[Served], name: str) -> Served:
 
 
 def _find(path: Path, model: str) -> tuple[Run, str, str]:
-    """(run, arm, trial key) of RUN/ARM or RUN/fitted/KEY."""
+    """(run, arm, trial key) of RUN, RUN/ARM or RUN/fitted/KEY."""
+    if (path / "plan.json").is_file():
+        plan = Run.open(path).plan
+        path = path / (plan.claim if plan else "")
     direct = path.parent.name == "fitted" and path.is_dir()
     home = path.parent.parent if direct else path.parent
     if not (home / "plan.json").is_file():
