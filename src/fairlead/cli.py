@@ -222,16 +222,46 @@ def find(plan: str, model: str | None, limit: int | None, threads: int, as_json:
 
 
 @main.command()
-@run_at
+@click.argument("run_dir", metavar="[RUN]", type=click.Path(path_type=Path), required=False)
+@click.option("--import", "imported", type=click.Path(path_type=Path), multiple=True, help="Results of others instead: "
+              "JSONL, CSV, Parquet, inspect_ai's .eval, lm-eval's samples, or a folder of them.")  # fmt: skip
+@click.option("--map", "mapping", default="", help="Their columns: arm=policy,item=task_id,success=success.")
+@click.option("--claim", help="The arm that is claimed to be better.  [default: none; the table alone]")
+@click.option("--none", help="Their name for the untreated arm.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Give an arm the name it has here, such as "
+              "noise=control.noise.")  # fmt: skip
+@click.option("--beat", multiple=True, help="An arm that the claim must beat.  [default: the untreated one]")
+@click.option("--control", "controls", multiple=True, help="An arm that shows whether the claim's own part is needed.")
+@click.option("--primary", help="The deciding measure.  [default: the first of --map]")
+@click.option("--smallest-effect", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="Below this a difference does not matter.")  # fmt: skip
+@click.option("--records", type=click.Path(dir_okay=False, path_type=Path), help="Keep the imported Records here.")
 @as_json
-def judge(run_dir: Path, as_json: bool) -> None:
+def judge(
+    run_dir: Path | None, imported: tuple[Path, ...], mapping: str, claim: str | None, none: str | None,
+    rename: tuple[str, ...], beat: tuple[str, ...], controls: tuple[str, ...], primary: str | None, smallest_effect: float,
+    records: Path | None, as_json: bool,
+) -> None:  # fmt: skip
     """Judge a run by its own plan: supported, refuted or inconclusive, with every reason. Writes verdict.json.
+
+    With --import, judge what somebody else published by the same code; nothing is written but --records.
 
     \b
     Example: fairlead judge runs/demo-1a2b3c4d
+    Example: fairlead judge --import results.jsonl --map arm=policy,item=task_id,success=success
     """
+    from fairlead.app import imported as foreign
     from fairlead.app import report as verb
 
+    if (run_dir is None) == (not imported):
+        raise click.UsageError("give a RUN or --import, one of the two")
+    if run_dir is None:
+        told = foreign.rejudge(imported, mapping, claim=claim, none=none, rename=rename, beat=beat, controls=controls,
+                               primary=primary, smallest_effect=smallest_effect)  # fmt: skip
+        if records is not None:
+            foreign.save(told, records)
+        show.json_value(told.to_json()) if as_json else show.rejudged(told, foreign.arms_table(told))
+        return
     found, origin = verb.verdict(run_dir), verb.provenance(run_dir)
     if as_json:
         show.json_value({**found.to_json(), "provenance": origin})

@@ -139,6 +139,15 @@ def verified(found: Any) -> None:
     click.echo(many if found.differences else "verified: nothing differs")
 
 
+def rejudged(found: Any, lines: list[list[str]]) -> None:
+    """Foreign results: every arm, and the verdict where a claim was named."""
+    click.echo(f"{len(found.records)} Records, imported: nothing was locked here")
+    columns = ["arm", "model", "measure", "rate", "n", "Wilson 95 %", "clustered 95 %", "clusters", ""]
+    table(columns, lines)
+    if found.verdict is not None:
+        verdict(found.verdict)
+
+
 def card(card: dict[str, Any]) -> None:
     """A feature card in a few lines."""
 
