@@ -17,10 +17,10 @@ from fairlead.core.types import Cost, Record
 _FIELDS = frozenset(Record.__dataclass_fields__)
 _COSTS = frozenset(Cost.__dataclass_fields__)
 _REQUIRED = frozenset(Record.__dataclass_fields__) - {"trace", "lock"}
-_NUMBERS = frozenset({int, float})
-_VALUES = frozenset({bool, int, float, type(None)})
-_TEXTS = frozenset({str})
-_WHOLE = frozenset({int})
+_NUMBERS: frozenset[type] = frozenset({int, float})
+_VALUES: frozenset[type] = frozenset({bool, int, float, type(None)})
+_TEXTS: frozenset[type] = frozenset({str})
+_WHOLE: frozenset[type] = frozenset({int})
 _SHORT = 32  # characters; longer texts are hardly ever equal
 
 

@@ -174,7 +174,7 @@ def public(seen: Evidence) -> Finding:
         return Finding(FAIL, "no artifact is listed (protocol.artifacts): missing weights cannot be checked")
     if wrong:
         return Finding(FAIL, f"{', '.join(wrong)} has no url or no sha256", read)
-    return Finding(PASS, f"{len(stated)} artifacts with url and sha256; replay them with `fairlead verify`", read)
+    return Finding(PASS, f"all {len(stated)} listed with url and sha256; fairlead verify replays the numbers", read)
 
 
 __all__ = ["budget", "constraints", "dictionary", "lock", "public", "signed", "task", "useful"]

@@ -63,6 +63,7 @@ def may_claim(seen: Evidence, rows: Sequence[RubricRow]) -> tuple[bool, str]:
     failed = [row.name for row in rows if row.gating and row.result == FAIL]
     open_ = [row.name for row in rows if row.name in DECIDING and row.result not in (PASS, FAIL)]
     claim = seen.question.claim
+    failed, open_ = [[name.replace("_", " ") for name in names] for names in (failed, open_)]
     if not failed and not open_ and seen.status == "supported" and not seen.exploratory:
         return True, f"{claim} beats each of its baselines: {', '.join(seen.question.rivals)}."
     why = []

@@ -29,11 +29,16 @@ DEFINITIONS = (
      "or the cart changed). A missing field is an error, never a yes."),
     ("trap on / off / inverse", "The same shopping task with the trap, without it, and with the trap's content being "
      "what the user wants. Off and inverse show what an edit costs: avoiding everything loses there."),
-    ("Δ vs none", "Mean paired difference to the unedited model on the same items. The interval resamples clusters "
-     "(shopping instances), not items (BCa bootstrap); p is a two-sided sign-flip permutation test over clusters."),
+    ("Δ vs none", "Mean paired difference to the unedited model on the same items. The interval is a cluster t "
+     "interval: clusters (shopping instances) are its unit, not items; p is a two-sided sign-flip permutation test."),
     ("claim −", "The claimed arm minus this arm, the same way: each control is compared with the claim directly."),
-    ("p", "Corrected by Holm over the stated family: the claim against what it must beat and against each control, "
-     "on all models. Other p-values are marked unc., for uncorrected."),
+    ("p, q", "p is corrected by Holm over the stated family: the claim against what it must beat and against each "
+     "control, on all models. Everything else is a scan and shows q, corrected by Benjamini–Hochberg."),
+    ("detectable", "The smallest effect that this comparison finds with 80 % power, at its spread and its clusters."),
+    ("rubric", "Thirteen rows of a fair fight, one of them only a plus. One FAIL forbids any sentence that says the "
+     "claim beats its baselines. HUMAN is a judgement that somebody signed; NOT MEASURED is neither PASS nor FAIL."),
+    ("FLOPs an item", "Test FLOPs of an item, and the arm's fit and its share of the dictionary's training spread over "
+     "the uses that the plan states (10,000 where it states none)."),
     ("interval of a rate", "Wilson, 95 %, at the effective n where items of one cluster agree."),
     ("verdict", "Supported: every interval of the family above 0, the smallest effect of interest reached against "
      "what must be beaten, p at most .05. Refuted: an interval excludes that effect from above. Inconclusive "

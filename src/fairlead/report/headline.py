@@ -31,7 +31,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Delta:
-    """A paired difference on shared items, clusters resampled. `p_holm` is set inside the stated family only."""
+    """A paired difference on shared items, by cluster. `p_holm` is set inside the stated family, `q` outside it."""
 
     value: float | None = None
     lo: float | None = None
@@ -39,6 +39,7 @@ class Delta:
     p: float | None = None
     p_holm: float | None = None
     n: int = 0
+    q: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _delta(found: Contrast | None) -> Delta:
         return Delta()
     d = found.difference
     low, high = (d.interval.low, d.interval.high) if d.interval else (None, None)
-    return Delta(d.estimate, low, high, d.p, found.p_holm, d.pairs)
+    return Delta(d.estimate, low, high, d.p, found.p_holm, d.pairs, found.q)
 
 
 def _warnings(clusters: int, errors: int, n: int) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from fairlead import __version__
 from fairlead.report import describe, numbers, svg
+from fairlead.report.fight import counted, fights
 from fairlead.report.headline import Table, heat, organism, tables
 from fairlead.report.replay import MAX_ITEMS, Replay, pack
 from fairlead.report.source import BASELINE, Source, read
@@ -48,6 +49,8 @@ def page(source: Source, *, max_items: int = MAX_ITEMS) -> str:
         ledger=describe.ledger(source), budget=describe.budget(source), definitions=describe.DEFINITIONS,
         commands=describe.commands(source), hashes=describe.hashes(source), plan_text=describe.plan_text(source),
         origin=source.run.provenance, made_of=f"{max_items} {source.run_id}",
+        fights=fights(source), rubric=source.verdict.rubric, rubric_counts=counted(source.verdict),
+        coverage=source.verdict.coverage, sequential=source.verdict.sequential,
         **assets(),
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ def dot(value: float | None, lo: float | None, hi: float | None, guide: float | 
     if value is not None:
         parts.append(tag("circle", class_="dot", cx=at(value), cy=mid, r=4.5))
     label = "not measured" if value is None else f"{percent(value)} percent"
-    return _frame(f"dots {kind}", width, height, label, parts, fixed=True)
+    return frame(f"dots {kind}", width, height, label, parts, fixed=True)
 
 
 def funnel(shares: Sequence[tuple[str, float | None]]) -> Markup:
@@ -71,7 +71,7 @@ def funnel(shares: Sequence[tuple[str, float | None]]) -> Markup:
         title = tag("title", f"{name} {percent(share)} % of steps")
         parts.append(tag("rect", title, class_="step", x=i * step, y=height - tall, width=8, height=tall))
     label = ", ".join(f"{name} {percent(share)}" for name, share in shares)
-    return _frame("funnel", step * max(1, len(shares)), height, label, parts, fixed=True)
+    return frame("funnel", step * max(1, len(shares)), height, label, parts, fixed=True)
 
 
 def curves(lines: Sequence[Line], x_label: str, *, width: int = 680, height: int = 300, labels: bool = True) -> Markup:
@@ -103,10 +103,10 @@ def curves(lines: Sequence[Line], x_label: str, *, width: int = 680, height: int
     parts += [_curve(line, i, px, py) for i, line in enumerate(lines)]
     if labels:
         parts += _end_labels(lines, px, py, floor)
-    return _frame("curves", width, height, "dose-response of " + ", ".join(line.name for line in lines), parts)
+    return frame("curves", width, height, "dose-response of " + ", ".join(line.name for line in lines), parts)
 
 
-def _frame(kind: str, width: int, height: int, label: str, parts: Sequence[Markup], *, fixed: bool = False) -> Markup:
+def frame(kind: str, width: int, height: int, label: str, parts: Sequence[Markup], *, fixed: bool = False) -> Markup:
     size = {"width": width, "height": height} if fixed else {}
     return tag("svg", *parts, class_=kind, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, **size)
 

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
+from fairlead.report.fight import counted
 from fairlead.report.headline import Delta, Rate, Row, Table, organism, tables
 from fairlead.report.numbers import MISSING, p_value, percent, points, points_span, quantity, span
 from fairlead.report.source import Source, read
@@ -22,6 +23,7 @@ def terminal_table(run: Path | str | Source) -> Group:
     found = tables(source)
     verdict = Text.assemble((source.verdict.status, "bold"), "".join(f"\n  {text}" for text in source.verdict.reasons))
     closing = [verdict] if source.plan else []
+    closing.append(Text(f"{source.verdict.claim_sentence} Rubric: {counted(source.verdict)}."))
     if source.run.exploratory:
         closing.insert(0, Text("EXPLORATORY: not made under a lock", "bold"))
     return Group(*closing, *(grid(table, source.measures, source.claim) for table in found))
