@@ -105,6 +105,9 @@ def verdict(found: Any) -> None:
         click.echo(f"  {reason}")
     for check in found.checks:
         click.echo(f"  {check.result:<13} {check.name}: {check.detail}")
+    click.echo(found.claim_sentence)
+    for row in found.rubric:
+        click.echo(f"  {row.result:<13} {row.name.replace('_', ' ')}: {row.reason}")
     for warning in found.warnings:
         click.echo(f"  warning: {warning}")
 
@@ -137,6 +140,27 @@ def verified(found: Any) -> None:
     click.echo(f"seal: {found.seal}")
     many = f"{len(found.differences)} difference{'s' if len(found.differences) != 1 else ''}"
     click.echo(many if found.differences else "verified: nothing differs")
+
+
+def power(found: Any) -> None:
+    """What a plan can find."""
+    effect, wanted = 100 * found.effect, 100 * found.wanted
+    click.echo(found.question)
+    click.echo(
+        f"{found.clusters} clusters of {found.pairs_per_cluster} pairs; {100 * found.discordance:.0f} % of pairs "
+        f"differ, ICC {found.icc:.2f} ({found.source})"
+    )
+    click.echo(
+        f"an effect of {effect:g} points is found in {100 * found.simulated:.1f} % of {found.worlds} simulated studies "
+        f"(formula {100 * found.power:.1f} %), corrected for {found.comparisons} comparisons"
+    )
+    least = "no effect at all" if found.detectable is None else f"{100 * found.detectable:.1f} points"
+    click.echo(f"detectable at {wanted:g} % power: {least}")
+    if found.clusters_needed is None:
+        click.echo("no number of clusters up to a million would do")
+    else:
+        said = "enough" if found.enough else "too few"
+        click.echo(f"clusters needed: {found.clusters_needed}; the plan has {found.clusters}: {said}")
 
 
 def rejudged(found: Any, lines: list[list[str]]) -> None:
