@@ -186,6 +186,44 @@ def verify(ctx: click.Context, run_dir: Path, seal: str | None, as_json: bool) -
     ctx.exit(1 if found.differences else 0)
 
 
+@main.command("plan")
+@click.argument("plan")
+@click.option("--power", "with_power", is_flag=True, help="Simulate what it finds, and how many clusters would do.")
+@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="A pilot run that shows the spread.")
+@click.option("--discordance", type=click.FloatRange(0, 1), help="Share of pairs that differ.  [default: pilot, or 0.3]")
+@click.option("--icc", type=click.FloatRange(0, 1), help="Correlation within a cluster.  [default: pilot, or 1]")
+@click.option("--worlds", type=click.IntRange(100), default=2000, show_default=True, help="Studies to simulate.")
+@limit_n
+@as_json
+def plan_(
+    plan: str, with_power: bool, records: Path | None, discordance: float | None, icc: float | None, worlds: int,
+    limit: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check a PLAN and show what it asks; with --power, what it can find. Runs no model.
+
+    \b
+    Example: fairlead plan studies/shop.toml --power
+    """
+    from fairlead.app import power as verb
+
+    found = verb.read(plan, limit=limit)
+    if not with_power:
+        told = {"question": found.question, "claim": found.claim, "baselines": list(found.baseline_arms),
+                "arms": list(found.run_arms), "clusters": found.n, "seeds": list(found.seeds),
+                "plan": found.hash}  # fmt: skip
+        if as_json:
+            show.json_value(told)
+            return
+        rows = [[k, ", ".join(map(str, v)) if isinstance(v, list) else str(v)] for k, v in told.items()]
+        show.table(["", ""], rows)
+        return
+    with show.bar(as_json) as bar:
+        task = bar.add_task("studies", total=worlds)
+        power = verb.execute(found, records=records, discordance=discordance, icc=icc, worlds=worlds,
+                             progress=lambda done, _: bar.update(task, completed=done))  # fmt: skip
+    show.json_value({**dataclasses.asdict(power), "enough": power.enough}) if as_json else show.power(power)
+
+
 @main.command()
 @click.argument("plan")
 @click.option("--model", help="One of the plan's models.  [default: the first]")
