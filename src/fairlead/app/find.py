@@ -46,15 +46,25 @@ class Found:
     tuning_trials: int
 
 
-def prepare(ref: str, *, model: str | None = None, limit: int | None = None) -> Search:
+def prepare(
+    ref: str, *, model: str | None = None, dictionary: str | None = None, limit: int | None = None
+) -> Search:
     """Read a plan and choose its items: at most `limit` instances of train and of validation. The test split
-    stays closed, and pages come from the text twin, which gives the same prompts as the browser."""
+    stays closed, and pages come from the text twin, which gives the same prompts as the browser. `dictionary`
+    takes the place of the plan's; with it any model can be named."""
     plan = read_plan(plan_path(ref))
+    if dictionary is not None:
+        plan = replace(plan, models=(model or plan.models[0],), dictionaries=(dictionary,))
     if plan.task_options.get("front") == "chromium":
         plan = replace(plan, task_options={**plan.task_options, "front": "text"})
     model = model or plan.models[0]
     if model not in plan.models:
-        raise PlanError(f"the plan has no model {model!r}", expected=" or ".join(plan.models), got=model)
+        raise PlanError(
+            f"the plan has no model {model!r}",
+            expected=" or ".join(plan.models),
+            got=model,
+            do="for another model name its --dictionary too",
+        )
     dictionary = plan.dictionary_of(model)
     if dictionary is None:
         raise PlanError("the plan names no dictionary", expected='dictionary = "NAME@SITE"', do="add one to the plan")
