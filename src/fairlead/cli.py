@@ -77,11 +77,20 @@ def model_at(verb: Any) -> Any:
     return named(loads_models(verb))
 
 
+def other_models(verb: Any) -> Any:
+    """The options of verbs that take a plan and may run it on other models."""
+    dictionary = click.option("--dictionary", "dictionaries", multiple=True,
+                              help="NAME@SITE or PATH[@SITE], one for each model.")(loads_models(verb))  # fmt: skip
+    return click.option("--model", "models", multiple=True,
+                        help="This model instead of the plan's; may be repeated.")(dictionary)  # fmt: skip
+
+
 # ---- verbs
 
 
 @main.command()
 @click.argument("plan")
+@other_models
 @limit_n
 @runs_in
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
@@ -90,21 +99,23 @@ def model_at(verb: Any) -> Any:
 @threads
 @as_json
 def run(
-    plan: str, limit: int | None, runs: Path, run_dir: Path | None, dry: bool, exploratory: bool, threads: int,
-    as_json: bool,
+    plan: str, models: tuple[str, ...], dictionaries: tuple[str, ...], limit: int | None, runs: Path,
+    run_dir: Path | None, dry: bool, exploratory: bool, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a study: PLAN is a TOML file, or the name of one that ships. Interrupted, it goes on when run again.
 
     It opens the test split, so it asks for a lock (`fairlead lock PLAN`) and for committed code, or --exploratory.
+    With --model and --dictionary it is another study, with a hash of its own.
 
     \b
     Example: fairlead run studies/shop.toml --limit 5 --exploratory
+    Example: fairlead run studies/shop.toml --model MODEL --dictionary SAE@resid.19 --limit 5 --exploratory
     """
     from fairlead.app import lock as locking
     from fairlead.app import report as judged
     from fairlead.app import run as verb
 
-    job = verb.prepare(plan, limit=limit, runs=runs, run_dir=run_dir)
+    job = verb.prepare(plan, limit=limit, runs=runs, run_dir=run_dir, models=models, dictionaries=dictionaries)
     cost = verb.preview(job)
     if dry:
         show.json_value(cost) if as_json else show.preview(cost)
@@ -131,6 +142,7 @@ def run(
 
 @main.command()
 @click.argument("plan")
+@other_models
 @limit_n
 @runs_in
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
@@ -142,8 +154,8 @@ def run(
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="A copy of the lock, to publish.")
 @as_json
 def lock(
-    plan: str, limit: int | None, runs: Path, run_dir: Path | None, amend: str | None, of: Path | None,
-    witness: str | None, out: Path | None, as_json: bool,
+    plan: str, models: tuple[str, ...], dictionaries: tuple[str, ...], limit: int | None, runs: Path,
+    run_dir: Path | None, amend: str | None, of: Path | None, witness: str | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Lock a study before its test split is opened, where `fairlead run` with the same PLAN and options will look.
 
@@ -154,7 +166,7 @@ def lock(
     from fairlead.app import lock as verb
     from fairlead.app import run as running
 
-    job = running.prepare(plan, limit=limit, runs=runs, run_dir=run_dir)
+    job = running.prepare(plan, limit=limit, runs=runs, run_dir=run_dir, models=models, dictionaries=dictionaries)
     found = verb.make(job, amend=amend, of=of, witness=witness, out=out)
     if as_json:
         show.json_value({"file": found.file, "new": found.new, **verb.described(found)})
@@ -226,11 +238,15 @@ def plan_(
 
 @main.command()
 @click.argument("plan")
-@click.option("--model", help="One of the plan's models.  [default: the first]")
+@click.option("--model", help="One of the plan's models, or any with --dictionary.  [default: the first]")
+@loads_models
+@click.option("--dictionary", help="NAME@SITE or PATH[@SITE] instead of the plan's.")
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many instances of train and of validation.")
 @threads
 @as_json
-def find(plan: str, model: str | None, limit: int | None, threads: int, as_json: bool) -> None:
+def find(
+    plan: str, model: str | None, dictionary: str | None, limit: int | None, threads: int, as_json: bool
+) -> None:  # fmt: skip
     """Find the features behind a plan's failures: found on train, chosen on validation, shown on cards.
 
     \b
@@ -238,7 +254,7 @@ def find(plan: str, model: str | None, limit: int | None, threads: int, as_json:
     """
     from fairlead.app import find as verb
 
-    job = verb.prepare(plan, model=model, limit=limit)
+    job = verb.prepare(plan, model=model, dictionary=dictionary, limit=limit)
     click.echo(
         f"cost: {len(job.train)} train and {len(job.validation)} validation episodes of {job.model} on the text twin, "
         f"then a search over {job.dictionary}: minutes",

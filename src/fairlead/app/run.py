@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fairlead.app.catalogue import plan_path
 from fairlead.app.models import open_dictionary, open_model, use_threads
 from fairlead.core import plugins
-from fairlead.core.errors import FairleadError
+from fairlead.core.errors import FairleadError, PlanError
 from fairlead.core.ledger import forward_flops
 from fairlead.core.lock import Lock
 from fairlead.core.plan import Plan, check_plan, parse_plan
@@ -56,14 +56,24 @@ class Preview:
     in_browser: bool
 
 
-def prepare(ref: str, *, limit: int | None = None, runs: Path = Path("runs"), run_dir: Path | None = None) -> Job:
-    """Read and check a plan. Raises before anything is written: PlanError, UnknownName, PlanChanged when
-    `run_dir` holds Records of another plan, BrowserError when the plan needs a browser and cannot have one."""
+def prepare(
+    ref: str,
+    *,
+    limit: int | None = None,
+    runs: Path = Path("runs"),
+    run_dir: Path | None = None,
+    models: Sequence[str] = (),
+    dictionaries: Sequence[str] = (),
+) -> Job:
+    """Read and check a plan. `models` and `dictionaries` take the place of the plan's own: another study, with a hash
+    of its own. Raises before anything is written: PlanError, UnknownName, PlanChanged when `run_dir` holds Records
+    of another plan, BrowserError when the plan needs a browser and cannot have one."""
     path = plan_path(ref)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FairleadError(f"{path} is not a text file", expected="TOML in UTF-8", got=str(error)) from error
+    text = with_models(text, models, dictionaries)
     plan = parse_plan(text).limited(limit)
     check_plan(plan)
     recorded = path.parent if path.name == "plan.toml" and (path.parent / "plan.json").exists() else None
@@ -125,6 +135,28 @@ def execute(
     )
 
 
+def with_models(text: str, models: Sequence[str], dictionaries: Sequence[str]) -> str:
+    """A plan's text with other models and dictionaries in it. Models without dictionaries take the plan's away: they
+    were made for the models that the plan names."""
+    if not models and not dictionaries:
+        return text
+    plan = parse_plan(text)
+    models = models or plan.models
+    if dictionaries and len(dictionaries) != len(models):
+        raise PlanError(
+            "models and dictionaries do not match",
+            expected=f"one --dictionary for each of {len(models)} models: {', '.join(models)}",
+            got=f"{len(dictionaries)}: {', '.join(dictionaries)}",
+        )
+    start = re.search(r"^\[", text, re.MULTILINE)
+    top, tables = (text[: start.start()], text[start.start() :]) if start else (text, "")
+    value = r"""(?:\[[^\]]*\]|"[^"\n]*"|'[^'\n]*')[ \t]*(?:#.*)?\n?"""
+    top = re.sub(rf"^(?:model|dictionary)[ \t]*=[ \t]*{value}", "", top, flags=re.MULTILINE)
+    named = {"model": models, "dictionary": dictionaries}
+    lines = [f"{key} = {json.dumps(list(refs))}" for key, refs in named.items() if refs]
+    return "\n".join([top.rstrip("\n"), *lines, "", tables])
+
+
 def _limited(text: str, plan: Plan) -> str:
     """The plan's text with the limit written into it, so that plan.toml beside the Records is what was run."""
     return re.sub(r"^n = \d+", f"n = {plan.n}", text, count=1, flags=re.MULTILINE)
@@ -144,23 +176,16 @@ def _recorded(run_dir: Path) -> int:
 
 
 def _step_flops(model: str) -> float | None:
-    """One step of a model whose weights lie on this machine; None otherwise. The embedding counts as a
-    matrix here, so that this is a little high."""
-    import json
+    """One step of a model whose weights lie on this machine; None otherwise."""
+    from fairlead.lm.estimate import estimate
+    from fairlead.lm.find import POCKET, find
 
-    from fairlead.lm.load import find
-
+    if not model.startswith(POCKET) and not Path(model).is_dir():
+        return None  # a name on the hub: a preview fetches nothing
     try:
-        path = find(model)
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        size = sum(p.stat().st_size for p in path.glob("*.safetensors"))
-        parameters = size / (2 if "16" in str(config.get("dtype", config.get("torch_dtype", ""))) else 4)
-        return forward_flops(
-            n_matmul=parameters,
-            tokens=TOKENS,
-            context=TOKENS,
-            n_layers=config["num_hidden_layers"],
-            d_model=config["hidden_size"],
-        )
-    except (FairleadError, KeyError, ValueError):
+        about = estimate(find(model))
+    except FairleadError:
         return None
+    return forward_flops(
+        n_matmul=about.active_parameters, tokens=TOKENS, context=TOKENS, n_layers=about.n_layers, d_model=about.d_model
+    )
