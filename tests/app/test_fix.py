@@ -163,7 +163,8 @@ class TestOnATinyModel:
         assert got.exit_code == 0, got.output
         found = json.loads(got.stdout)
         plan = parse_plan((Path(found["run"]) / "plan.toml").read_text())
-        assert plan.options["prompt"]["select"] == "rollouts" and plan.options["prompt"]["pool"][0] == "Count."
+        assert plan.decoding == ("free",) and plan.options["prompt"]["select"] == "rollouts"
+        assert plan.options["prompt"]["pool"][0] == "Count."
         assert found["status"] in ("refuted", "inconclusive") and found["winner"]["arm"] == "none"
         assert found["serve"] is None and "nothing that was tried" in found["said"][0]
 

@@ -78,7 +78,9 @@ def too_few(cases: Cases) -> Fixed | None:
     have = sum(cases.clusters.values())
     places = ", ".join(f"{name} has {cases.clusters[name]}, at least {LEAST[name]} are needed" for name in cases.short)
     said = [f"{_count(have)} are too few to mend anything and know that it helped: {places}"]
-    if cases.would_do is not None:
+    if cases.would_do is not None and have >= cases.would_do:
+        said.append("the cases are enough, but not where they lie: change their `split`, or --shares")
+    elif cases.would_do is not None:
         said.append(
             f"{cases.would_do} would do: with {cases.needed} of them kept for the test, a gain of "
             f"{100 * cases.settings.effect:g} points is found with 80 % power, if {100 * SPARE:g} % of cases change "

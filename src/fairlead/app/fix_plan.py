@@ -133,7 +133,7 @@ def plan_text(cases: Cases, subject: Any, share: float | None) -> str:
         "beat": ["none"],
         "primary": "strict",
         "smallest_effect": settings.effect,
-        "decoding": ["free" if settings.free else "constrained"],
+        "decoding": ["free" if settings.free or not cases.task.has_choices else "constrained"],
         "n": cases.clusters["test"],
         "n_train": cases.clusters["train"],
         "n_validation": cases.clusters["validation"],

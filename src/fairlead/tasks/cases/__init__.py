@@ -66,8 +66,16 @@ class CasesTask:
     @property
     def chosen_only(self) -> bool:
         """Whether every answer is a choice among legal ones, so that decisions are the whole of it."""
-        asks = [ask for case in self._by_id.values() for ask in case.asks]
-        return self.options["decoding"] == "constrained" and all(ask.choices for ask in asks)
+        return self.options["decoding"] == "constrained" and all(ask.choices for ask in self._asks)
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether any answer is a choice; where none is, decoding is free whatever the option says."""
+        return any(ask.choices for ask in self._asks)
+
+    @property
+    def _asks(self) -> list[Ask]:
+        return [ask for case in self._by_id.values() for ask in case.asks]
 
     def items(self, split: str) -> Sequence[Item]:
         return [Item(c.id, split, c.cluster, c.strata, {"line": c.line}) for c in self.cases.get(split, ())]

@@ -1,0 +1,53 @@
+"""Whatever is sent, it is read or refused with a 4xx; what was read is within the limits."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairlead.serve import ask
+from fairlead.serve.ask import Refused, read
+
+KEYS = [*ask._READ, *ask._IGNORED, *ask._NEUTRAL, "role", "content", "type", "text", "choices", "step", "include_usage"]
+WORDS = st.sampled_from(["user", "assistant", "system", "developer", "text", "none", "auto", "m"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2000) | st.floats() | st.text(max_size=6) | WORDS,
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inside, max_size=4),
+    max_leaves=12,
+)
+GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def read_or_refuse(body: bytes) -> None:
+    try:
+        found = read(body)
+    except Refused as refused:
+        assert 400 <= refused.status < 500 and refused.message
+        return
+    assert 1 <= found.max_tokens <= ask.TOKENS and 0 <= found.temperature <= 2 and found.messages
+    assert len(found.choices) <= ask.CHOICES and found.messages[-1].role != "assistant"
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_read_or_refused(data: dict[str, Any], good: bool):
+    read_or_refuse(json.dumps({**GOOD, **data} if good else data).encode())
+
+
+@given(st.binary(max_size=100))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_read_or_refused(body: bytes):
+    read_or_refuse(body)
+
+
+def test_what_a_client_sends_by_default_is_read():
+    sent = {**GOOD, "temperature": None, "top_p": 1.0, "n": 1, "stream": False, "stop": None, "logit_bias": {},
+            "presence_penalty": 0, "frequency_penalty": 0.0, "max_completion_tokens": 9, "user": "u"}  # fmt: skip
+    found = read(json.dumps(sent).encode())
+    assert found.max_tokens == 9 and found.temperature == 0 and not found.stream
+    parts = {"model": "m", "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}]},
+                                        {"role": "user", "content": "b"}]}  # fmt: skip
+    assert [m.role for m in read(json.dumps(parts).encode()).messages] == ["system", "user"]
