@@ -128,12 +128,20 @@ def test_the_docs_name_the_dictionary_that_ships():
             assert found == SITE, page.name
 
 
+def verbs() -> list[list[str]]:
+    """Every command, those of a group after it."""
+    found = []
+    for name, command in sorted(main.commands.items()):
+        found += [[name], *([name, inner] for inner in sorted(getattr(command, "commands", {})))]
+    return found
+
+
 def help_text(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "100")
     parts = []
-    for verb in sorted(main.commands):
-        got = CliRunner().invoke(main, [verb, "--help"], prog_name="fairlead", terminal_width=100)
-        parts.append(f"### fairlead {verb}\n\n```text\n{got.stdout.strip()}\n```\n")
+    for verb in verbs():
+        got = CliRunner().invoke(main, [*verb, "--help"], prog_name="fairlead", terminal_width=100)
+        parts.append(f"### fairlead {' '.join(verb)}\n\n```text\n{got.stdout.strip()}\n```\n")
     return "\n".join(parts)
 
 

@@ -17,6 +17,7 @@ from fairlead.app.catalogue import GROUPS
 from fairlead.core.errors import FairleadError
 
 INTERRUPTED = 130
+_RESUMED = ("run", "demo", "fix", "features")  # verbs that go on where they were stopped
 
 
 class _Group(click.Group):
@@ -29,7 +30,7 @@ class _Group(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in ("run", "demo", "fix") else ""
+            goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in _RESUMED else ""
             click.echo(f"stopped{goes_on}", err=True)
             ctx.exit(INTERRUPTED)
 
@@ -640,3 +641,6 @@ def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_jso
     found = checks()
     show.json_value(found) if as_json else show.checks(found)
     ctx.exit(0 if all(check.ok for check in found) else 1)
+
+
+import fairlead.cli_features  # noqa: E402, F401  (a group of verbs in a file of its own; it uses the options above)

@@ -170,3 +170,22 @@ def test_stopped_it_goes_on(
         screen(subject, dictionary, prompt="Another", batch=3, out=tmp_path / "s")
     with pytest.raises(FairleadError, match="no largest activations"):
         screen(subject, dictionary.replace(max_activation=None), prompt=PROMPT)
+
+
+def test_a_transcoder_is_read_at_one_site_and_written_at_another(model: Any, tmp_path: Path) -> None:
+    from fairlead.dictionaries.transcoder import Transcoder
+    from fairlead.features.harvest import harvest, texts_of
+    from fairlead.features.index import Index
+
+    g, d = torch.Generator().manual_seed(0), model.d_model
+    into, out = torch.randn(d, 9, generator=g), torch.randn(9, d, generator=g)
+    made = Transcoder("t", "resid_pre.1", "mlp.1", into, out, torch.zeros(9), torch.zeros(d),
+                      max_activation=torch.ones(9))  # fmt: skip
+    texts = [f"{PROMPT} {i}" for i in range(20)]
+    store = harvest(model, made, texts_of(model, texts), tmp_path / "s")
+    x = torch.cat(model.text_activations(texts, ["resid_pre.1"])["resid_pre.1"])
+    assert np.array_equal(Index(store).count, (made.encode(x) > 0).sum(0).numpy())
+    found = screen(model, made, prompt=PROMPT)
+    logits = Suffix(model, model.text_tokens([PROMPT])[0], "mlp.1").logits(10 * out)
+    own = lens_of(model).logits(out).topk(20, dim=1).indices
+    assert np.allclose(found.score, output._read(logits.log_softmax(1), own)[0].numpy(), atol=1e-5)

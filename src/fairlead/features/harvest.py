@@ -88,6 +88,11 @@ def harvest(
     return found
 
 
+def read_at(dictionary: Any) -> str:
+    """The site whose activations a dictionary encodes: a transcoder reads at one and writes at another."""
+    return str(getattr(dictionary, "site_in", dictionary.site))
+
+
 @torch.inference_mode()
 def encode_sparse(dictionary: Any, x: Tensor) -> Codes:
     """The latents of x [T, d] that are above 0, without ever holding more than a few rows of [T, m] dense."""
@@ -115,7 +120,7 @@ def _codes(
     tokens = 0
     for start in range(part.start, part.stop, batch):
         these = slice(start, min(start + batch, part.stop))
-        hidden = corpus.read(these, dictionary.site)
+        hidden = corpus.read(these, read_at(dictionary))
         wrong = [i for i, (x, ids) in enumerate(zip(hidden, corpus.ids[these], strict=True)) if len(x) != len(ids)]
         if wrong:
             raise FairleadError(
@@ -126,7 +131,7 @@ def _codes(
         rows = torch.cat(list(hidden))
         if not bool(torch.isfinite(rows).all()):
             raise FairleadError(
-                f"activations at {dictionary.site} hold NaN or infinity",
+                f"activations at {read_at(dictionary)} hold NaN or infinity",
                 expected="finite numbers",
                 got=f"sequences {start} to {these.stop - 1}",
                 do="check the model's weights and dtype",
@@ -148,7 +153,7 @@ def _header(
         model_fingerprint=subject.fingerprint,
         dictionary=dictionary.name,
         dictionary_fingerprint=dictionary.fingerprint,
-        site=dictionary.site,
+        site=read_at(dictionary),
         n_features=dictionary.n_features,
         corpus=digest.hexdigest(),
         sequences=len(corpus.ids),

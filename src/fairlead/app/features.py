@@ -1,0 +1,306 @@
+"""`fairlead features`: harvest a feature store, show a latent, label latents, screen them by what they write."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from fairlead.app.models import open_dictionary, open_model, use_threads
+from fairlead.app.train import shop_prompts
+from fairlead.core.errors import FairleadError, LoadError
+
+LABELS, SCREEN = "labels.jsonl", "screen"
+SHOP_TEXTS = 200  # prompts of the shop, where no texts are given
+FIT_WINDOWS = 5000  # windows that TF-IDF is fitted on
+
+Progress = Callable[[str, int, int], None]  # phase, done, of how many
+
+
+@dataclass(frozen=True)
+class Harvested:
+    """What a store holds. `alive` latents fired at least once; `l0` latents fire per token; `bytes` on disk."""
+
+    path: str
+    tokens: int
+    sequences: int
+    n_features: int
+    alive: int
+    l0: float
+    bytes: int
+
+
+def harvest(
+    model: str,
+    ref: str,
+    *,
+    texts: Path | None,
+    out: Path,
+    limit: int | None = None,
+    max_tokens: int = 256,
+    window: int = 32,
+    with_neighbours: bool = True,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Harvested:
+    """Every latent of a dictionary on every token of `texts` (default: the shop's own prompts), from one pass."""
+    from fairlead.features.harvest import chats_of, texts_of
+    from fairlead.features.harvest import harvest as fill
+    from fairlead.features.index import Index
+
+    use_threads(threads)
+    read = None if texts is None else read_texts(texts)[:limit]
+    subject, dictionary = open_model(model), open_dictionary(ref)
+    if read is None:
+        corpus = chats_of(subject, list(islice(shop_prompts(model, 0), limit or SHOP_TEXTS)))
+    else:
+        corpus = texts_of(subject, read, max_tokens=max_tokens)
+    store = fill(subject, dictionary, corpus, out, window=window, with_neighbours=with_neighbours, progress=progress)
+    count = Index(store).count
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    l0 = float(count.sum()) / max(1, store.n_tokens)
+    header = store.header
+    return Harvested(str(out), header.tokens, header.sequences, header.n_features, int((count > 0).sum()), l0, size)
+
+
+def read_texts(file: Path) -> list[str]:
+    """Texts, one a line; of a .jsonl file, the value under "text". Blank lines are left out. LoadError."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [str(json.loads(line)["text"]) for line in lines] if file.suffix == ".jsonl" else lines
+    except OSError as error:
+        raise LoadError(f"{file} cannot be read: {error.strerror}", expected="a text file, one text a line") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoadError(
+            f"{file} cannot be read: {error}",
+            expected='UTF-8, one text a line; in .jsonl, objects with "text"',
+            do="convert the file",
+        ) from error
+    texts = [t for t in texts if t.strip()]
+    if not texts:
+        raise LoadError(f"{file} has no text in it", expected="one text a line")
+    return texts
+
+
+def show(root: Path, latent: int, *, examples: int = 5) -> dict[str, Any]:
+    """One latent's page: figures, strongest windows, partners, neighbours, and its label and scores where made."""
+    from fairlead.features import labels
+    from fairlead.features.index import NOWHERE, QUANTILES, Index
+    from fairlead.features.store import Store
+
+    store = Store(root)
+    index = Index(store)
+    latent = index.check(latent)
+    windows = []
+    for token in [int(t) for t in index.top[latent] if t != NOWHERE][:examples]:
+        span = store.window(token)
+        values, at = store.activations(latent, span), token - span.start
+        windows.append({"tokens": store.texts(span), "values": values, "highlight": at, "value": values[at]})
+
+    def related(ids: str, values: str) -> list[list[Any]] | None:
+        if not hasattr(index, ids):
+            return None
+        pairs = zip(getattr(index, ids)[latent], getattr(index, values)[latent], strict=True)
+        return [[int(i), float(v)] for i, v in pairs if i != NOWHERE]
+
+    file = root / LABELS
+    said = labels.read(file)[1].get(latent) if file.is_file() else None
+    quantiles = index.quantiles[latent].tolist()
+    return {
+        "latent": latent,
+        "site": store.header.site,
+        "dictionary": store.header.dictionary,
+        "label": None if said is None else asdict(said),
+        "density": float(index.density[latent]),
+        "tokens": int(index.count[latent]),
+        "windows": int(index.windows[latent]),
+        "mean": float(index.mean[latent]),
+        "largest": float(index.top_values[latent, 0]),
+        "quantiles": {str(share): float(v) for share, v in zip(QUANTILES, quantiles, strict=True)},
+        "top": windows,
+        "partners": related("partners", "partner_shares"),
+        "neighbours": related("neighbours", "cosines"),
+        "output": _screened(root / SCREEN, latent),
+    }
+
+
+def _screened(place: Path, latent: int) -> dict[str, float] | None:
+    """The scores of one latent, where all were screened beside the store."""
+    from fairlead.features.output import NAMES
+    from fairlead.features.store import load_array
+
+    for block in sorted(p for p in place.glob("[0-9]*") if p.is_dir() and p.suffix != ".part"):
+        latents = load_array(block / "latents.npy")
+        found = (latents == latent).nonzero()[0]
+        if len(found):
+            return {name: float(load_array(block / f"{name}.npy")[found[0]]) for name in NAMES}
+    return None
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels, and how many of them hold; `path` is the file they are in."""
+
+    path: str
+    labels: list[dict[str, Any]]
+    coverage: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A language model that is to make labels and judge them: an endpoint (`url`, `model`, and the environment
+    variable `key_env` its key is in), or a local model (`model` alone)."""
+
+    model: str
+    url: str | None = None
+    key_env: str | None = None
+
+
+def label(
+    root: Path,
+    *,
+    latents: Sequence[int] = (),
+    limit: int | None = None,
+    model: str | None = None,
+    ref: str | None = None,
+    embed: str = "tfidf",
+    ask: Ask | None = None,
+    threshold: float = 0.7,
+    hard: bool = True,
+    seed: int = 0,
+    out: Path | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Labelled:
+    """Labels latents of a store (default: all that fire) and scores them on held-out windows. With `model` and `ref`
+    the logit lens is asked too; `embed` is tfidf, minilm, a directory, or none."""
+    from fairlead.features import labels
+    from fairlead.features.evidence import Gatherer
+    from fairlead.features.index import Index
+    from fairlead.features.labellers import Labeller, Peaks, Terms
+    from fairlead.features.store import Store
+
+    use_threads(threads)
+    if (model is None) != (ref is None):
+        raise FairleadError("the logit lens needs both", expected="--model and --dictionary, or neither")
+    store = Store(root)
+    index = Index(store)
+    wanted = [index.check(i) for i in latents] or [int(i) for i in index.count.nonzero()[0]]
+    makers: list[Labeller] = [Peaks(), Terms()]
+    about = {"seed": seed, "hard": hard, "embed": embed, "lens": model is not None, "ask": ask and asdict(ask),
+             "dictionary": store.header.dictionary_fingerprint, "corpus": store.header.corpus}  # fmt: skip
+    if embed != "none":
+        makers.append(_phrase(store, embed, seed))
+    if model is not None and ref is not None:
+        makers.append(_lens(store, model, ref))
+    if ask is not None:
+        makers.append(_asked(ask))
+    gatherer = Gatherer(store, index, hard=hard, seed=seed)
+    file, say = out or root / LABELS, progress or (lambda _phase, _done, _total: None)
+    work = labels.label_all(
+        gatherer.evidence, wanted[:limit], makers, about=about, out=file,
+        progress=lambda done, total: say("labels", done, total),
+    )  # fmt: skip
+    found = asyncio.run(work)
+    return Labelled(str(file), [asdict(one) for one in found], asdict(labels.coverage(found, threshold)))
+
+
+def _phrase(store: Any, embed: str, seed: int) -> Any:
+    import numpy as np
+
+    from fairlead.features.labellers import Phrase
+    from fairlead.lm.embed import kept, sentences, tfidf
+
+    if embed != "tfidf":
+        return Phrase(kept(sentences(embed)))
+    drawn = np.random.default_rng(seed).integers(0, store.n_tokens, FIT_WINDOWS)
+    spans = {span.start: span for span in (store.window(int(t)) for t in np.unique(drawn))}
+    return Phrase(tfidf(["".join(store.texts(span)) for span in spans.values()]))
+
+
+def _lens(store: Any, model: str, ref: str) -> Any:
+    from fairlead.features.labellers import PROMOTED, Lens
+    from fairlead.features.lens import lens_of
+
+    subject, dictionary = open_model(model), open_dictionary(ref)
+    if dictionary.fingerprint != store.header.dictionary_fingerprint:
+        raise FairleadError(
+            f"{ref} is not the dictionary of {store.root}", expected=store.header.dictionary, got=dictionary.name
+        )
+    lens = lens_of(subject)
+
+    def promoted(latent: int) -> list[str]:
+        ids = lens.logits(dictionary.decoder_rows([latent]).float())[0].topk(PROMOTED).indices
+        return [store.vocabulary[i] for i in ids.tolist() if i < len(store.vocabulary)]
+
+    return Lens(promoted)
+
+
+def _asked(ask: Ask) -> Any:
+    from fairlead.features.labellers import Asked, LocalAnnotator, RemoteAnnotator
+    from fairlead.lm.remote import Remote
+
+    if ask.url is not None:
+        return Asked(RemoteAnnotator(Remote(ask.url, ask.model, api_key_env=ask.key_env)))
+    return Asked(LocalAnnotator(open_model(ask.model)))
+
+
+@dataclass(frozen=True)
+class ScreenedAll:
+    """The latents that write most, best first, each with its scores; `path` holds those of all."""
+
+    path: str
+    latents: int
+    by: str
+    best: list[dict[str, float]]
+    mean_score: float
+    mean_chance: float
+
+
+def screen(
+    model: str,
+    ref: str,
+    *,
+    out: Path,
+    prompt: str | None = None,
+    strength: float | None = None,
+    batch: int = 256,
+    by: str = "score",
+    limit: int = 20,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> ScreenedAll:
+    """Output score and Δ token confidence of every latent; largest activations come from the store at `out`, where
+    there is one of this dictionary, and otherwise from the dictionary."""
+    import torch
+
+    from fairlead.features.index import Index
+    from fairlead.features.output import NAMES, NEUTRAL, STRENGTH
+    from fairlead.features.output import screen as run
+    from fairlead.features.store import HEADER, Store
+
+    use_threads(threads)
+    subject, dictionary = open_model(model), open_dictionary(ref)
+    say = progress or (lambda _phase, _done, _total: None)
+    largest = None
+    if (out / HEADER).is_file():
+        store = Store(out)
+        if store.header.dictionary_fingerprint != dictionary.fingerprint:
+            raise FairleadError(
+                f"{out} is a store of another dictionary", expected=store.header.dictionary, got=dictionary.name
+            )
+        largest = torch.from_numpy(Index(store).top_values[:, 0].astype("float32"))
+    found = run(
+        subject, dictionary, largest=largest, prompt=prompt or NEUTRAL, strength=strength or STRENGTH, batch=batch,
+        out=out / SCREEN, progress=lambda done, total: say("latents", done, total),
+    )  # fmt: skip
+    rows = [
+        {"latent": i, **{name: float(getattr(found, name)[i]) for name in NAMES}} for i in found.best(limit, by)
+    ]
+    return ScreenedAll(
+        str(out / SCREEN), len(found.latents), by, rows, float(found.score.mean()), float(found.chance.mean())
+    )
