@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 import torch
 from tests.features import planted
+from tests.lm.conftest import LEGAL, PAGES
 from tests.lm.test_training import eager
+from tests.lm.tiny import write
 from tests.methods.conftest import Bench
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairlead.core import plugins
-from fairlead.core.errors import LoadError, NotApplicable, PlanError
+from fairlead.core.errors import LoadError, NotApplicable
 from fairlead.core.fake import FakeSubject
 from fairlead.core.ledger import Allowance, Budget, Meter
+from fairlead.core.types import Message
+from fairlead.lm.load import load
 from fairlead.lm.training import target_losses
 from fairlead.methods.lora import Finetuning, Layers, linear_layers
 from fairlead.methods.reft import Intervention, as_edits, spread
@@ -128,7 +132,7 @@ async def test_peft_reads_what_was_saved_and_says_the_same(bench: Bench, tmp_pat
 
 async def test_two_adapters_add_up_in_one_world(bench: Bench) -> None:
     one = await fit(bench, "lora", None, {**LORA, "epochs": 1})
-    two = await fit(bench, "lora", None, {**LORA, "epochs": 1, "targets": "mlp"}, seed=8)
+    two = await fit(bench, "lora", None, {**LORA, "epochs": 1, "targets": ["up_proj"]}, seed=8)
     d = bench.context({}).train[0]
     ask = ([bench.task.messages(d)], [("done()", "noop()")])
     with one.open(bench.subject) as a, two.open(a) as both, two.open(bench.subject) as alone:
@@ -149,20 +153,41 @@ async def test_an_adapter_of_another_model_is_refused(bench: Bench, tmp_path: Pa
 
 
 def test_linear_layers_are_found_by_structure(bench: Bench) -> None:
-    checkpoint = bench.subject.checkpoint
-    assert linear_layers(checkpoint) == [
-        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"
-    ]  # fmt: skip
-    assert linear_layers(checkpoint, "out") == ["down_proj", "o_proj"]
-    assert linear_layers(checkpoint, "mlp") == ["down_proj", "gate_proj", "up_proj"]
-    with pytest.raises(PlanError, match="targets"):
-        plugins.get("methods", "lora")(None, {"targets": "some"})
+    found = linear_layers(bench.subject.checkpoint)
+    assert found == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert linear_layers(bench.subject.checkpoint, ["o_proj", "down_proj"]) == ["down_proj", "o_proj"]
+    with pytest.raises(NotApplicable, match="q_proj"):
+        linear_layers(bench.subject.checkpoint, ["c_attn"])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "phi3", "qwen3_moe"])
+def test_other_architectures_are_adapted_and_left_as_they_were(tmp_path: Path, architecture: str) -> None:
+    """Fused and transposed matrices, norms behind the parts, experts beside dense blocks."""
+    subject = load(write(tmp_path, architecture))
+    before, prompt = bits(subject.model), [(Message("user", PAGES[0]),)]
+    plain = subject.action_logprobs(prompt, [LEGAL[0]])[0]
+    subject.model.set_attn_implementation("eager")
+    for endings in ([], linear_layers(subject.checkpoint)[-1:]):
+        names = linear_layers(subject.checkpoint, [n.rpartition(".")[2] for n in endings])
+        subject.meter = Meter()
+        learner = Finetuning(subject, {"rank": 2}, names, 0)
+        with FlopCounterMode(display=False) as counter:
+            target_losses(learner.world, prompt, ["done()"]).sum().backward()
+        assert all(p.grad is not None for p in learner.parameters)
+        if architecture != "qwen3_moe" and not endings:  # the counter does not see its experts
+            assert subject.meter.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+        with torch.no_grad():
+            for parameter in learner.parameters:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        assert not torch.allclose(learner.world.action_logprobs(prompt, [LEGAL[0]])[0], plain, atol=1e-3)
+        assert untouched(subject.model, before)
+        assert torch.allclose(subject.action_logprobs(prompt, [LEGAL[0]])[0], plain, atol=1e-5)
 
 
 def test_a_lora_step_is_charged_what_it_costs(bench: Bench) -> None:
     subject = bench.subject.metered(Meter())
     prompt = [bench.task.messages(bench.context({}).train[0])]
-    for targets in ("all", "attn", "mlp", "out"):
+    for targets in ([], ["q_proj", "v_proj"], ["o_proj"], ["gate_proj"], ["down_proj"]):
         subject.meter = Meter()
         learner = Finetuning(subject, {"rank": 4}, linear_layers(subject.checkpoint, targets), 0)
         with eager(subject.model), FlopCounterMode(display=False) as counter:

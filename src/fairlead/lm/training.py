@@ -117,7 +117,6 @@ class Carried:
 
     every: dict[int, int] = field(default_factory=dict)  # a matrix's weights
     those: set[int] = field(default_factory=set)  # matrices whose input carried a gradient
-    attention: list[list[int]] = field(default_factory=list)  # each block's matrices in its attention
     last: dict[int, int] = field(default_factory=dict)  # block -> the matrix its attention ran last
 
     def charge(self, subject: LocalSubject, packed: Packed, keep: int) -> None:
@@ -139,8 +138,9 @@ def watched(subject: LocalSubject) -> Iterator[Carried]:
     found, head = Carried(), subject.model.get_output_embeddings()
     handles: list[Any] = []
     block_of: dict[int, int] = {}
-    for number, part in enumerate(subject.checkpoint.sites.attn):
-        block_of |= {id(m): number for m in (part.modules() if part is not None else ())}
+    for number, block in enumerate(subject.checkpoint.sites.blocks):
+        parts = [part for name, part in block.named_children() if "attn" in name or "attention" in name]
+        block_of |= {id(m): number for part in parts or [block] for m in part.modules()}
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         (found.those.add if args[0].requires_grad else found.those.discard)(id(module))

@@ -5,8 +5,8 @@ they were, to the bit; and they are saved as peft saves them, in the folder `ada
 Every rank × learning rate is one tuning attempt, each epoch is judged on validation, the best one is kept (see
 _learned.py). Options:
 ranks, lrs   the settings, in order; alpha = 2 × rank
-targets      "all" linear layers of the blocks, those in the "attn" or in the "mlp", or "out": the two of a block
-             that write to the residual stream. They are found by structure, whatever their names
+targets      endings of the linear layers' names that are adapted, e.g. ["q_proj", "v_proj"]; none: every linear layer
+             of the blocks, found by structure, whatever its name; beside experts, the attention's only
 and epochs, batch, patience, n_decisions, select, measure, balance, n_validation.
 
 Source: Hu et al., LoRA, arXiv:2106.09685.
@@ -15,6 +15,7 @@ Source: Hu et al., LoRA, arXiv:2106.09685.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,20 +27,20 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fairlead.core.errors import LoadError, NotApplicable, PlanError
+from fairlead.core.errors import LoadError, NotApplicable
 from fairlead.core.keys import canonical, content_key
 from fairlead.core.protocols import FitContext
 from fairlead.methods import _learned, _options
 from fairlead.methods._saved import read_json, write_json
 from fairlead.methods._steered import tensor_hash
 
-TARGETS = ("all", "attn", "mlp", "out")
 ADAPTER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
+FUSED = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # where experts are stacked, peft takes these for them
 PREFIX = "base_model.model."  # what peft puts before a module's name in its files
 DEFAULTS: dict[str, Any] = {
     "ranks": [32, 8, 2],
     "lrs": [3e-3, 1e-3, 3e-4],
-    "targets": "all",
+    "targets": [],
     **_learned.DEFAULTS,
 }
 
@@ -67,7 +68,9 @@ class Layers:
             torch.manual_seed(seed)
             own, frozen = model.__dict__.get("peft_config"), [p.requires_grad for p in model.parameters()]
             everything = list(model.parameters())
-            peft.inject_adapter_in_model(peft.LoraConfig(**config), model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # it says which of its patterns for experts it dropped
+                peft.inject_adapter_in_model(peft.LoraConfig(**config), model)
             if own is None:
                 del model.peft_config
             for parameter, wanted in zip(everything, frozen, strict=True):
@@ -196,23 +199,24 @@ class LoraMethod:
         return load(path)
 
 
-def linear_layers(checkpoint: Any, targets: str = "all") -> list[str]:
+def linear_layers(checkpoint: Any, endings: Sequence[str] = ()) -> list[str]:
     """Names of the blocks' linear layers, as peft takes them: the last part where it says enough ("q_proj"), else
-    the whole. `targets` as in the module. NotApplicable where there is none."""
+    the whole. With `endings`, only those whose last part is one. NotApplicable where there is none."""
     sites, model = checkpoint.sites, checkpoint.model
     names = {id(m): n for n, m in model.named_modules() if _is_linear(m)}
-    inside = {"all": sites.blocks, "attn": sites.attn, "mlp": sites.mlp, "out": [*sites.attn, *sites.mlp]}[targets]
-    held = {id(m) for m in (*sites.blocks, *sites.attn, *sites.mlp)}
-    found: list[str] = []
-    for part in inside:
-        here = [names[id(m)] for m in (part.modules() if part is not None else ()) if id(m) in names]
-        here = [n for n in here if id(model.get_submodule(n)) not in held]
-        found += here[-1:] if targets == "out" else here
+    read = {id(m) for m in (*sites.blocks, *sites.attn, *sites.mlp)}  # a hook that reads a site must see the adapter
+    inside = {id(m) for block in sites.blocks for m in block.modules()} - read
+    experts = any(p.ndim == 3 for p in model.parameters())
+    kept = {n for i, n in names.items() if i in inside and not (experts and n.rpartition(".")[2] in FUSED)}
+    found = [n for n in names.values() if n in kept and (not endings or n.rpartition(".")[2] in endings)]
     if not found:
-        raise NotApplicable(f"no linear layers in this model's {targets}", expected="a model peft can adapt")
+        have = sorted({n.rpartition(".")[2] for n in kept})
+        raise NotApplicable(
+            "this model has no such linear layers", expected=", ".join(have) or "linear layers", got=", ".join(endings)
+        )
     short = {n.rpartition(".")[2] for n in found}
-    everywhere = {n for n in names.values() if n.rpartition(".")[2] in short}
-    return sorted(short) if everywhere == set(found) else sorted(set(found))
+    alike = {n for n in names.values() if n.rpartition(".")[2] in short}
+    return sorted(found) if alike != set(found) else sorted(short)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -247,7 +251,4 @@ def _peft() -> Any:
 def plugin(variant: str | None, options: Mapping[str, Any]) -> LoraMethod:
     """`lora`; it has no variants."""
     _options.variant_of(variant, ("",), "lora")
-    read = _options.read(options, DEFAULTS, "lora")
-    if read["targets"] not in TARGETS:
-        raise PlanError("lora has no such targets", expected=", ".join(TARGETS), got=str(read["targets"]))
-    return LoraMethod(read)
+    return LoraMethod(_options.read(options, DEFAULTS, "lora"))
