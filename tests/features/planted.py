@@ -58,7 +58,8 @@ class ToyTask:
         legal = LURE if item.strata["trap"] == "on" else PLAIN
         said = await world.generate(self.messages(item), step=0, legal=legal)
         decision = self.decision(item, said)
-        data = {"said": said.text, "logprobs": list(said.legal_logprobs), "ok": said.text in decision.right}
+        told = None if said.legal_logprobs is None else list(said.legal_logprobs)
+        data = {"said": said.text, "logprobs": told, "ok": said.text in decision.right}
         return Outcome(data, (decision,))
 
     def score(self, item: Item, outcome: Outcome) -> Score:

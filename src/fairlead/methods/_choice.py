@@ -9,6 +9,7 @@ import torch
 
 from fairlead.core.errors import BudgetExceeded, PlanError
 from fairlead.core.protocols import FitContext
+from fairlead.core.types import Generation
 from fairlead.features.points import WHOLE, Point, by_stratum, choose, log_odds, measure, needed, points
 from fairlead.methods._world import Ask, together
 
@@ -18,14 +19,14 @@ Judge = Callable[[Any], Awaitable[dict[str, float]]]
 """(world) -> score in each stratum, and `all`: the mean over strata."""
 
 
-async def judge(ctx: FitContext[Any], options: Mapping[str, Any]) -> Judge:
-    """The judge that `options["select"]` names; see `prompt` for the options."""
+async def judge(ctx: FitContext[Any], options: Mapping[str, Any], *, hard: bool = False) -> Judge:
+    """The judge that `options["select"]` names; see `prompt` for the options, `by_decisions` for `hard`."""
     if options["select"] == "rollouts":
         return _by_rollouts(ctx, options["measure"], options["balance"])
     if options["select"] == "decisions":
         episodes = await ctx.rollout(ctx.subject, ctx.validation)
         found = choose(points(episodes, options["balance"]), options["n_decisions"], ctx.seed)
-        return by_decisions(needed(found, "validation"))
+        return by_decisions(needed(found, "validation"), hard=hard)
     raise PlanError("no such way to select", expected="decisions or rollouts", got=repr(options["select"]))
 
 
@@ -45,11 +46,13 @@ async def best(
     return candidates[place], scores
 
 
-def by_decisions(found: Sequence[Point]) -> Judge:
-    """Balanced P(right) at the decision points `found`."""
+def by_decisions(found: Sequence[Point], *, hard: bool = False) -> Judge:
+    """Balanced P(right) at the decision points `found`; with `hard`, the share of points where the choice is right,
+    which is all that can be compared where some candidates act without telling a probability."""
 
     async def run(world: Any) -> dict[str, float]:
-        return by_stratum(await _probabilities(world, found), found)
+        values = await (_choices if hard else _probabilities)(world, found)
+        return by_stratum(values, found)
 
     return run
 
@@ -59,17 +62,29 @@ async def _probabilities(world: Any, found: Sequence[Point]) -> torch.Tensor:
     if hasattr(world, "action_logprobs"):
         return measure(world, found).sigmoid()
     values = []
+    for point, said in zip(found, await _answers(world, found), strict=True):
+        if said.legal_logprobs is None:
+            values.append(float(said.text in point.decision.right))
+        else:
+            values.append(float(log_odds([said.legal_logprobs], [point]).sigmoid()))
+    return torch.tensor(values)
+
+
+async def _choices(world: Any, found: Sequence[Point]) -> torch.Tensor:
+    """[N] 1.0 where the world's choice is right."""
+    answers = await _answers(world, found)
+    return torch.tensor([float(a.text in p.decision.right) for a, p in zip(answers, found, strict=True)])
+
+
+async def _answers(world: Any, found: Sequence[Point]) -> list[Generation]:
+    answers: list[Generation] = []
     for start in range(0, len(found), BATCH):
-        part = found[start : start + BATCH]
-        asks = [Ask(p.decision.messages, p.decision.step, p.decision.legal) for p in part]
-        for point, said in zip(part, await together(world, asks), strict=True):
+        decisions = [p.decision for p in found[start : start + BATCH]]
+        for said in await together(world, [Ask(d.messages, d.step, d.legal) for d in decisions]):
             if isinstance(said, Exception):
                 raise said
-            if said.legal_logprobs is None:
-                values.append(float(said.text in point.decision.right))
-            else:
-                values.append(float(log_odds([said.legal_logprobs], [point]).sigmoid()))
-    return torch.tensor(values)
+            answers.append(said)
+    return answers
 
 
 def validation_score(tried: Sequence[Mapping[str, Any]]) -> float | None:
