@@ -16,6 +16,7 @@ import pytest
 from tests.app.planted_cases import DICTIONARY, MODEL, planted, write
 
 from fairlead.app import fix
+from fairlead.core import lock as locks
 from fairlead.core.errors import LoadError, PlanError
 from fairlead.core.plan import parse_plan
 from fairlead.core.records import Run
@@ -167,6 +168,17 @@ class TestOnATinyModel:
         assert plan.options["prompt"]["pool"][0] == "Count."
         assert found["status"] in ("refuted", "inconclusive") and found["winner"]["arm"] == "none"
         assert found["serve"] is None and "nothing that was tried" in found["said"][0]
+
+    def test_committed_code_is_locked_and_the_run_verifies(self, cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(locks, "uncommitted", list)
+        path = tmp_path / "locked.jsonl"
+        cases = ({"prompt": f"{i} + 1?", "choices": ["a", "b"], "check": {"exact": "ab"[i % 2]}} for i in range(60))
+        path.write_text("".join(json.dumps(case) + "\n" for case in cases))
+        got = cli("fix", path, "--model", "pocket/tiny", "--arm", "prompt", "--trials", 3, "--json")
+        found = json.loads(got.stdout)
+        run = Run.open(found["run"])
+        assert found["exploratory"] == "" and run.lock is not None and not run.exploratory
+        assert cli("verify", found["run"]).exit_code == 0
 
     def test_a_preview_tunes_nothing_and_bad_input_is_one_message(self, cli, tmp_path: Path):
         path = tmp_path / "x.jsonl"
