@@ -92,7 +92,9 @@ def test_the_best_baseline_is_chosen_on_validation_where_it_is_known():
     run = fair_run(rates={"lora": 0.88})
     scores = {"lora": 0.3, "prompt": 0.5}
     arms = {s.trial.key: s.trial.arm for s in run.trials}
-    told = {key: {"validation": {"score": scores.get(arm, 0.4), "measure": "strict"}} for key, arm in arms.items()}
+    told = {
+        key: {"validation_score": scores.get(arm, 0.4), "selected_by": "rollouts"} for key, arm in arms.items()
+    }
     chosen = judge(replace(run, fitted=told))
     assert chosen.models[0].best == "prompt" and chosen.status == "supported"
     assert "lora" not in {c.against for c in chosen.contrasts if c.family}
@@ -102,6 +104,8 @@ def test_the_best_baseline_is_chosen_on_validation_where_it_is_known():
     other = {"tried": [{"score": 0.9}], "selected_by": "decisions"}
     mixed = {**told, next(k for k in told if k.startswith("gcg")): other}
     assert "different validation measures" in judge(replace(run, fitted=mixed)).models[0].chosen
+    mute = {key: {"validation_score": 0.4} for key in told}
+    assert "by which measure" in judge(replace(run, fitted=mute)).models[0].chosen
 
 
 def test_a_million_rows_need_no_bootstrap():

@@ -30,6 +30,7 @@ from fairlead.judge.tables import Cells, Contrast, Row, contrasts, rows
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
 ALPHA = 0.05
+UNSTATED = "unstated"  # a validation score without its measure compares with nothing
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def best_baseline(run: Run, model: str, names: Sequence[str]) -> tuple[str | Non
         kinds |= {kind for _, kind in found}
     if not scores:
         return None, ""
+    if UNSTATED in kinds:
+        return None, "each, because not every fit says by which measure it scored itself on validation"
     if len(kinds) > 1:
         return None, f"each, because the fits recorded different validation measures ({', '.join(sorted(kinds))})"
     top = max(scores, key=lambda arm: scores[arm])
@@ -146,16 +149,15 @@ def best_baseline(run: Run, model: str, names: Sequence[str]) -> tuple[str | Non
 
 
 def validation_score(about: Mapping[str, Any]) -> tuple[float, str] | None:
-    """What a fit says of its choice on validation, from its description: `validation = {score, measure}`, or the
-    best `score` of what it `tried`, by `selected_by`. For a chain, its last part's."""
-    stated = about.get("validation")
-    if isinstance(stated, Mapping) and isinstance(stated.get("score"), int | float):
-        return float(stated["score"]), str(stated.get("measure", "score"))
+    """What a fit says of its choice on validation, from its description: `validation_score`, or the best `score` of
+    what it `tried`, and the measure it is by, `selected_by`. For a chain, its last part's."""
     if isinstance(about.get("parts"), list | tuple) and about["parts"]:
         return validation_score(about["parts"][-1])
     tried = [t.get("score") for t in about.get("tried") or () if isinstance(t, Mapping)]
-    numbers = [float(s) for s in tried if isinstance(s, int | float) and not isinstance(s, bool)]
-    return (max(numbers), str(about.get("selected_by", "score"))) if numbers else None
+    stated = about.get("validation_score")
+    numbers = [float(s) for s in ([stated] if stated is not None else tried)
+               if isinstance(s, int | float) and not isinstance(s, bool)]  # fmt: skip
+    return (max(numbers), str(about.get("selected_by", UNSTATED))) if numbers else None
 
 
 def _corrected(
