@@ -104,3 +104,13 @@ def test_plots_leave_out_what_is_missing_and_escape():
     two = pareto([Spot("a", 1e9, 0.5, 0.4, 0.6, True, "claim"), Spot("b", 5e12, 0.9, 0.8, 1.0, True, "headline")])
     assert 'class="front"' in two and two.count("tick") >= 3
     assert ratio(None) == "—" and "no upper bound" in ratio(Ratio(2.0, 1.0, None), plain=True)
+
+
+def test_side_effects_are_listed_neutral_text_among_them(run: Path, fair):
+    assert [place for place, _ in fights(read(run))[0].side_effects] == ["trap off", "trap inverse"]
+    loss = {"none": 2.0, "feature": 2.25}
+    records = [replace(r, score={**r.score, "neutral_text_loss": loss.get(r.arm)}) for r in fair.records]
+    found = source(replace(fair.run, records=tuple(records)))
+    ((place, c),) = fights(found)[0].side_effects
+    assert place == "neutral text loss" and c.difference.estimate == pytest.approx(0.25)
+    assert "+0.250" in words(html.page(found, max_items=1))

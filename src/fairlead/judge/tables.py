@@ -13,6 +13,7 @@ from fairlead.judge.columns import Columns, columns
 from fairlead.judge.question import BASELINE, Question, Slice, is_control, is_stress
 from fairlead.judge.stats import Difference, Floats, Interval, Ints, clustering, mean_interval, paired, wilson
 
+NEUTRAL = "neutral"  # measures of what an edit costs on unrelated text, such as neutral_text_loss
 MOST_VALUES = 50  # a stratum with more values than this is an identifier, and no table is broken down by it
 
 
@@ -192,11 +193,16 @@ def pair(table: Columns, a: Ints, b: Ints) -> tuple[Ints, Ints, int]:
 
 def contrasts(cells: Cells, question: Question) -> list[Contrast]:
     """Every arm − none, and the claim − every other arm, on the primary measure within `where` and on its
-    counterparts (the other values of the same strata); other yes-or-no measures for − none within `where`."""
+    counterparts (the other values of the same strata); other yes-or-no measures, and what an arm costs on neutral
+    text, for − none within `where`."""
     found = []
     for (model, decoding), arms in cells.groups.items():
         places = [question.where, *counterparts(cells, arms, question.where)]
-        others = [name for name in cells.measures(question.primary)[1:] if _yes_no_anywhere(cells, arms, name)]
+        others = [
+            name
+            for name in cells.measures(question.primary)[1:]
+            if name.startswith(NEUTRAL) or _yes_no_anywhere(cells, arms, name)
+        ]
         for arm, against in _pairs(arms, question):
             for where in places:
                 found.append(contrast(cells, model, decoding, arm, against, question.primary, where))

@@ -14,7 +14,7 @@ from fairlead.core.types import Record
 from fairlead.judge import Verdict
 from fairlead.judge.brittleness import Brittleness
 from fairlead.judge.costs import ArmCost, Ratio
-from fairlead.judge.tables import Contrast, within
+from fairlead.judge.tables import NEUTRAL, Contrast, within
 from fairlead.report import measured
 from fairlead.report.headline import kind_of
 from fairlead.report.numbers import MISSING, points, quantity
@@ -40,6 +40,7 @@ class Fight:
     brittleness: Brittleness | None
     prices: tuple[tuple[str, str, str, str, str, str], ...]
     sensitivity: tuple[str, ...]
+    side_effects: tuple[tuple[str, Contrast], ...]
 
 
 def fights(source: Source) -> list[Fight]:
@@ -63,6 +64,7 @@ def fights(source: Source) -> list[Fight]:
                 brittle if brittle and brittle.of else None,
                 tuple(_price(c) for c in costs if any(p.flops for p in c.per_success)),
                 tuple(dict.fromkeys(c.sensitivity for c in costs if c.sensitivity)),
+                tuple(_side_effects(verdict, m.model)),
             )
         )
     return out
@@ -94,6 +96,20 @@ def _groups(verdict: Verdict, members: Sequence[Contrast]) -> list[Group]:
         seen |= {c.against for c in own}
         out.append(Group(title, tuple(_bar(c) for c in own)))
     return out
+
+
+def _side_effects(verdict: Verdict, model: str) -> list[tuple[str, Contrast]]:
+    """What the claim changes elsewhere, against none: the counterparts of the main slice, and neutral text."""
+    q, found = verdict.question, []
+    for c in verdict.contrasts:
+        if (c.model, c.decoding, c.arm, c.against) != (model, q.decoding, q.claim, BASELINE):
+            continue
+        elsewhere = {k: v for k, v in c.where.items() if q.where.get(k) != v}
+        if c.measure == q.primary and elsewhere:
+            found.append((", ".join(f"{k} {v}" for k, v in elsewhere.items()), c))
+        elif c.measure.startswith(NEUTRAL):
+            found.append((c.measure.replace("_", " "), c))
+    return found
 
 
 def _bar(c: Contrast) -> Bar:
