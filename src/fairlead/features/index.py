@@ -30,7 +30,7 @@ _PLACE_BITS = 40  # a token's number in the store
 _RANK_BITS = 22  # what places are ranked by: f16 bits of an activation, or a hash
 _BINS_SHIFT, _BINS = 6, 512  # f16 bits to bins of a sixteenth of an octave
 _AT_ONCE = 2**20  # candidates merged at once
-_PAIRS_AT_ONCE = 2**23
+_PAIRS_AT_ONCE = 2**21
 _U = np.uint64
 
 
@@ -234,10 +234,9 @@ def _best_partners(keys: Array, seen: Array, density: Array, start: int) -> tupl
     """The PARTNERS of highest φ of each row, and on what share of its sampled tokens they fire."""
     partners = np.full((len(seen), PARTNERS), NOWHERE, dtype=np.int32)
     shares = np.zeros((len(seen), PARTNERS), dtype=np.float16)
-    ends = _ends(keys)
-    times = np.diff(ends, prepend=-1)
-    often = times > 1  # once is chance
-    found, times = keys[ends[often]].astype(np.int64), times[often]
+    again = keys[1:][keys[1:] == keys[:-1]]  # what fired with it twice or more; once is chance
+    ends = _ends(again)
+    found, times = again[ends].astype(np.int64), np.diff(ends, prepend=-1) + 1
     row, partner = found // len(density), found % len(density)
     kept = partner != row + start
     row, partner, share = row[kept], partner[kept], times[kept] / seen[row[kept]]
@@ -294,9 +293,9 @@ def _quantiles(histogram: Array, count: Array) -> Array:
 
 def _ends(ordered: Array) -> Array:
     """Where each run of equal values ends: the places of their last members."""
-    if not len(ordered):
-        return np.zeros(0, dtype=np.int64)
-    return np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    last = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=last[:-1])
+    return np.flatnonzero(last)
 
 
 def _tokens_of(table: Array) -> Array:
