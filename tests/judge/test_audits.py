@@ -10,10 +10,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from tests.judge.worlds import arms, differences, rate
 
 from fairlead.core.stopping import first_stop
-from fairlead.judge import power, stats
+from fairlead.judge import costs, power, stats
 
 FULL = 2_000
 SETTINGS = [  # clusters, size, rate, latent correlation within a cluster
@@ -180,6 +181,40 @@ def test_the_power_formula_is_what_simulation_finds(worlds, effect, clusters, si
     enough = power.clusters_needed(effect, assumed)
     assert power.power(effect, power.Assumed(enough, size, 0.4, icc)) >= 0.8
     assert power.power(effect, power.Assumed(enough - 1, size, 0.4, icc)) < 0.8
+
+
+@both
+def test_error_parity_is_not_failed_by_chance(worlds):
+    """Rare errors that come in clusters (a page that is down fails all its renderings), the same in both arms."""
+    found = differences(worlds, 60, 3, 0.06, 0.06, 0.95, seed=11)
+    assert rate(d.p < 0.05 for d in found) <= 0.05 + slack(worlds, 0.05)
+
+
+@both
+def test_coverage_of_costs_per_success(worlds):
+    """Fieller's interval of one arm, and the ratio of two arms, where dear clusters also fail more often."""
+    rng, one, two = np.random.default_rng(12), 0, 0
+    truth = {}
+    for p in (0.5, 0.7):  # the true ratio, from a very long study
+        spent, won = spending(rng, 200_000, p)
+        truth[p] = spent.sum() / won.sum()
+    for _ in range(worlds):
+        mine, theirs = spending(rng, 60, 0.5), spending(rng, 60, 0.7)
+        found = costs.fieller(*mine)
+        one += found.low <= truth[0.5] <= found.high
+        both_arms = costs.ratio_of_ratios(mine, theirs)
+        two += both_arms.low <= truth[0.5] / truth[0.7] <= both_arms.high
+    off = 0.0 if worlds >= FULL else 0.04
+    for covered in (one / worlds, two / worlds):
+        assert 0.93 - off <= covered <= 0.97 + off, covered
+
+
+def spending(rng, clusters, p):
+    """FLOPs and successes by cluster [clusters], three items each."""
+    hard = rng.normal(size=clusters)
+    spent = (3 * np.exp(0.3 * hard + 0.2 * rng.normal(size=clusters))).astype(float)
+    won = (hard[:, None] + rng.normal(size=(clusters, 3)) < math.sqrt(2) * norm.ppf(p)).sum(axis=1).astype(float)
+    return spent, won
 
 
 def test_simulated_pairs_have_the_discordance_effect_and_icc_asked_for():

@@ -150,11 +150,11 @@ def _per_success(
     cells: Cells, rows: Ints, reference: Ints, measure: str, fixed: float, prices: Mapping[str, Any]
 ) -> PerSuccess:
     mine = _sums(cells, rows, measure, fixed)
-    own = None if mine is None else _fieller(mine[0], mine[1])
+    own = None if mine is None else fieller(mine[0], mine[1])
     theirs = _sums(cells, reference, measure, 0.0) if len(reference) else None
     against = None
     if mine is not None and theirs is not None:
-        against = _ratio_of_ratios(mine, theirs)
+        against = ratio_of_ratios(mine, theirs)
     speed, price = prices.get("flops_per_second"), prices.get("usd_per_gpu_second")
     usd = own.value / float(speed) * float(price) if own and speed and price is not None else None
     return PerSuccess(measure, own, usd, against)
@@ -173,7 +173,7 @@ def _sums(cells: Cells, rows: Ints, measure: str, fixed: float) -> tuple[Floats,
     return spent, wins
 
 
-def _fieller(spent: Floats, won: Floats) -> Ratio:
+def fieller(spent: Floats, won: Floats) -> Ratio:
     """Σ spent / Σ won over clusters, with Fieller's interval (1954): where no success cannot be excluded, it has
     no upper end."""
     met = spent > 0
@@ -192,7 +192,7 @@ def _fieller(spent: Floats, won: Floats) -> Ratio:
     return Ratio(value, (b - root) / a, (b + root) / a)
 
 
-def _ratio_of_ratios(mine: tuple[Floats, Floats], theirs: tuple[Floats, Floats]) -> Ratio:
+def ratio_of_ratios(mine: tuple[Floats, Floats], theirs: tuple[Floats, Floats]) -> Ratio:
     """(FLOPs per success of one arm) / (of another), delta method on its logarithm, by cluster."""
     parts = [(x / x.sum()) - (y / y.sum()) for x, y in (mine, theirs)]
     met = (mine[0] > 0) | (theirs[0] > 0)
