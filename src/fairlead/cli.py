@@ -294,8 +294,8 @@ def find(
 @as_json
 def judge(
     run_dir: Path | None, imported: tuple[Path, ...], mapping: str, claim: str | None, none: str | None,
-    rename: tuple[str, ...], beat: tuple[str, ...], controls: tuple[str, ...], primary: str | None, smallest_effect: float,
-    records: Path | None, as_json: bool,
+    rename: tuple[str, ...], beat: tuple[str, ...], controls: tuple[str, ...], primary: str | None,
+    smallest_effect: float, records: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge a run by its own plan: supported, refuted or inconclusive, with every reason. Writes verdict.json.
 

@@ -31,3 +31,15 @@ class TestTrainDictionary:
     def test_a_site_the_model_lacks_is_named(self, cli):
         got = cli("train-dictionary", "--model", "pocket/tiny", "--site", "resid.9", "--out", "new")
         assert got.exit_code == 2 and "resid.1" in got.stderr
+
+
+def test_the_preview_is_what_the_ledger_gets(pocket, tmp_path):
+    """But for the length of the prompts that are read, and for reviving dead latents."""
+    from fairlead.app.train import TrainConfig, execute, prepare
+
+    config = TrainConfig(n_features=48, kind="topk", k=4, steps=300, batch=64, dead_after=10**9)
+    job = prepare("pocket/tiny", "resid.0", config, rows=400, out=tmp_path / "new")
+    done = execute(job)
+    assert job.flops == pytest.approx(done.training_flops, rel=0.3)
+    dense = 10 * 16 * 48 * 300 * 64
+    assert done.training_flops > dense and job.flops > dense

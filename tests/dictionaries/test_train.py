@@ -69,9 +69,8 @@ def test_what_it_says_of_itself(trained):
     assert trained.site == "resid.2" and trained.k == K and trained.metadata["training"]["steps"] == 800
     fired = trained.firing_rate > 0
     assert torch.equal(fired, trained.max_activation > 0)
-    per_row = 2 * D * FEATURES + 8 * K * D
-    assert trained.training_flops >= 800 * 256 * per_row
-    assert trained.training_flops < 800 * 256 * 3 * per_row
+    dense = 800 * 256 * 10 * D * FEATURES
+    assert dense <= trained.training_flops < 1.5 * dense  # more where dead latents are revived
 
 
 def test_harvest_cost_and_progress_are_passed_on(planted):

@@ -10,10 +10,10 @@ from typing import Any
 
 from fairlead.app.models import open_model
 from fairlead.core.errors import FairleadError, LoadError
-from fairlead.core.ledger import dictionary_training_flops
 from fairlead.core.types import Message, Messages
 from fairlead.dictionaries import TrainConfig
 from fairlead.dictionaries.stream import harvest
+from fairlead.dictionaries.train import steps_flops
 
 ROWS_PER_PROMPT = 300  # tokens a shop prompt has, for the preview only
 
@@ -49,8 +49,9 @@ def prepare(model: str, site: str, config: TrainConfig, *, rows: int, out: Path,
     if site not in subject.sites:
         raise FairleadError(f"{model} has no site {site!r}", expected=", ".join(subject.sites), got=site)
     config = replace(config, site=site, name=config.name or f"{model.rpartition('/')[2]}@{site}")
-    used = config.steps * config.batch
-    flops = dictionary_training_flops(d_model=subject.d_model, n_features=config.n_features, tokens=used)
+    checkpoint = subject.checkpoint
+    reading = checkpoint.shape.flops(rows, ROWS_PER_PROMPT, 0, checkpoint.sites.depth(site))
+    flops = steps_flops(config, subject.d_model, config.steps * config.batch) + reading
     return Training(model, config, rows, out, texts, flops)
 
 

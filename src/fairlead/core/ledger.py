@@ -36,8 +36,8 @@ def adapter_flops(*, n_matmul: float, tokens: float, context: float, n_layers: i
 
 
 def dictionary_training_flops(*, d_model: int, n_features: int, tokens: float, harvest: float = 0.0) -> float:
-    """Training a dense dictionary of width M on T tokens, 10·d·M·T, plus `harvest`: the forwards that
-    produced the activations (2NT up to the layer that is read)."""
+    """Training a dense dictionary of width M on T tokens, 10·d·M·T (no gradient of its input), plus `harvest`: the
+    forwards that produced the activations (2NT up to the layer that is read)."""
     return 10.0 * d_model * n_features * tokens + harvest
 
 
