@@ -96,3 +96,14 @@ def test_a_transcoder_has_an_input_of_its_own(tmp_path):
     assert found.decoder_rows([2, 3]).shape == (2, 24) and found.fingerprint != found.replace(W_skip=None).fingerprint
     with pytest.raises(EditError, match="not in dictionary"):
         found.encode_rows(activations(), [96])
+
+
+def test_the_table_in_the_docs(tmp_path):
+    from tests.test_docs import ROOT, written
+
+    rows = ["| File | L0 | Latents | Output | L0 of every row |", "|---|---|---|---|---|"]
+    for name in CASES:
+        l0, latents, outputs, equal, _ = compared(write(name, tmp_path))
+        shown = ["≤ 1e-5" if share <= WITHIN else f"{share:.0e}" for share in (latents, outputs)]
+        rows.append(f"| {name} | {l0:.1f} | {shown[0]} | {shown[1]} | {'equal' if equal else 'differs'} |")
+    written(ROOT / "docs" / "dictionaries.md", "parity", "\n".join(rows))
