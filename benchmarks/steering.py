@@ -31,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fairlead.dictionaries.base import SparseDictionary
 from fairlead.lm.forwards import Forwards, Row
 from fairlead.lm.hooks import ROLE_USER
+from fairlead.lm.masks import Masks
 from fairlead.lm.sites import Sites
 from fairlead.steering import compile_edits, parse
 
@@ -75,7 +76,7 @@ def dictionary(d: int, m: int, site: str) -> SparseDictionary:
 
 def generate(net: Any, sites: Sites, batch: int, new: int, engine: Any | None) -> tuple[float, float]:
     """(CPU seconds, wall seconds) of lm's own decoding: a prompt and `new` greedy tokens a row, reports included."""
-    checkpoint: Any = SimpleNamespace(model=net, sites=sites)  # all that decoding asks of one
+    checkpoint: Any = SimpleNamespace(model=net, sites=sites, masks=Masks())  # all that decoding asks of one
     hooks = tuple(engine.hooks.items()) if engine is not None else ()
     roles = np.full(PROMPT, ROLE_USER) if hooks else None
     ids = np.arange(batch * PROMPT).reshape(batch, PROMPT) % net.config.vocab_size

@@ -1,4 +1,4 @@
-"""A plan on one's own model and dictionary: `run`, `find` and `steer` with paths, on checkpoints of any architecture."""
+"""A plan on a model and a dictionary of one's own: `run`, `find` and `steer` with paths, on every architecture."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from fairlead.core.types import EditReport
 from fairlead.lm.checkpoint import Checkpoint
@@ -110,6 +109,8 @@ class Forwards:
         self, rows: Sequence[Row], limits: Sequence[int], stops: frozenset[int], sampling: Sampling | None = None
     ) -> list[list[int]]:
         """Continuations, each up to its limit or to the first token in `stops`, which it includes: greedy, or drawn."""
+        from transformers import DynamicCache  # slow to import, and the model has done it by now
+
         device = self.checkpoint.model.device
         packed = pack(rows, [EMPTY] * len(rows), self.checkpoint.model)
         cache = DynamicCache()  # whole in every layer: the masks see to windows
