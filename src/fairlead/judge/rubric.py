@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fairlead.judge import rows_fight, rows_protocol
-from fairlead.judge.evidence import FAIL, PASS, Answer, Evidence, Finding
+from fairlead.judge.evidence import FAIL, PASS, Answer, Evidence, Finding, shown
 
 DECIDING = ("lock", "baselines", "beat", "sample", "necessity")
 
@@ -65,7 +65,7 @@ def may_claim(seen: Evidence, rows: Sequence[RubricRow]) -> tuple[bool, str]:
     claim = seen.question.claim
     failed, open_ = [[name.replace("_", " ") for name in names] for names in (failed, open_)]
     if not failed and not open_ and seen.status == "supported" and not seen.exploratory:
-        return True, f"{claim} beats each of its baselines: {', '.join(seen.question.rivals)}."
+        return True, f"{claim} beats each of its baselines: {', '.join(seen.question.rivals)}; {_margin(seen)}."
     why = []
     if seen.exploratory:
         why.append("the run is exploratory")
@@ -76,3 +76,10 @@ def may_claim(seen: Evidence, rows: Sequence[RubricRow]) -> tuple[bool, str]:
     if open_:
         why.append(f"not measured: {', '.join(open_)}")
     return False, f"Nothing here says that {claim} is better than its baselines: {'; '.join(why)}."
+
+
+def _margin(seen: Evidence) -> str:
+    """claim − max(baselines), the most cautious way: its smallest margin over a baseline, on any model."""
+    found = [c for arm in seen.question.rivals for c in seen.against(arm) if c.difference.estimate is not None]
+    least = min(found, key=lambda c: c.difference.estimate or 0.0)
+    return f"the smallest margin is {shown(least)}"

@@ -33,6 +33,7 @@ def rows(run: Path | str | Source) -> list[dict[str, Any]]:
             for name, delta in deltas.items():
                 flat |= {name: delta.value, f"{name}_lo": delta.lo, f"{name}_hi": delta.hi, f"{name}_p": delta.p}
             flat |= {"delta_p_holm": row.delta.p_holm, "claim_minus_arm_p_holm": row.lead.p_holm}
+            flat |= {"delta_q": row.delta.q, "claim_minus_arm_q": row.lead.q}
             flat |= {f"funnel_{stage}": share for stage, share in row.funnel}
             flat |= {"exploratory": source.run.exploratory, "lock": source.run.lock}
             flat |= {"tokens_per_success": row.tokens_per_success, "flops_per_success": row.flops_per_success}

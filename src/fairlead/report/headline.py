@@ -41,6 +41,12 @@ class Delta:
     n: int = 0
     q: float | None = None
 
+    @property
+    def corrected(self) -> float | None:
+        """Holm's p inside the family, q outside it; the plain p where nothing was corrected."""
+        found = self.q if self.p_holm is None else self.p_holm
+        return self.p if found is None else found
+
 
 @dataclass(frozen=True)
 class Row:

@@ -36,7 +36,7 @@ def grid(table: Table, measures: tuple[str, ...], claim: str) -> Grid:
     out = Grid(title=title, title_justify="left", box=None, pad_edge=False)
     out.add_column("arm", no_wrap=True)
     shown = [name for name in measures[1:] if name not in HIDDEN]
-    names = (measures[0], "Δ vs none", "p", f"{claim} −", *shown, *table.sides, "tok/win", "n", "err")
+    names = (measures[0], "Δ vs none", "p/q", f"{claim} −", *shown, *table.sides, "tok/win", "n", "err")
     for name in names:
         out.add_column(Text(name.replace("_", " ")), justify="right", no_wrap=True)
     kinds = [row.kind for row in table.rows]
@@ -52,7 +52,7 @@ def grid(table: Table, measures: tuple[str, ...], claim: str) -> Grid:
 
 
 def _cells(row: Row, measures: Sequence[str], sides: Sequence[str]) -> list[Text]:
-    main, p = row.rates[measures[0]], row.delta.p if row.delta.p_holm is None else row.delta.p_holm
+    main, p = row.rates[measures[0]], row.delta.corrected
     cells = [Text(row.arm + ("†" if row.warnings else "")), _rate(main), _delta(row.delta)]
     cells += [Text(p_value(p).removeprefix("p ").removeprefix("= ")), Text(points(row.lead.value))]
     cells += [Text(percent(row.rates[name].value)) for name in measures[1:]]
