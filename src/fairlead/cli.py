@@ -485,6 +485,7 @@ def fix(
 
 @main.command()
 @click.argument("model")
+@loads_models
 @click.option("--fitted", "arms", multiple=True, type=click.Path(path_type=Path),
               help="RUN/ARM, RUN for its claim, or a folder in RUN/fitted; may be repeated.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than the loopback need FAIRLEAD_API_KEY.")
@@ -565,6 +566,7 @@ def train_dictionary(
 @main.command("check-dictionary")
 @click.argument("model")
 @click.argument("ref", metavar="DICTIONARY")
+@loads_models
 @click.option("--texts", type=click.Path(path_type=Path), help="Texts, one a line.  [default: the shop's prompts]")
 @click.option("--limit", "tokens", type=click.IntRange(min=2), default=2048, show_default=True,
               help="At most this many tokens.")  # fmt: skip
