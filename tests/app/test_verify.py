@@ -88,7 +88,7 @@ def test_an_untouched_run_verifies_clean(run: Path) -> None:
     code, value, output = run_cli("verify", run, "--json")
     assert code == 0 and value["differences"] == [], output
     assert value["checked"]["Records"] == 12 and value["checked"]["weights"] == 1
-    assert value["checked"]["ledgers"] == 2 and value["checked"]["traces"] == 12
+    assert value["checked"]["splits"] == 3 and value["checked"]["ledgers"] == 2 and value["checked"]["traces"] == 12
     assert value["checked"]["numbers of report.html"] > 100 and value["checked"]["numbers of verdict.json"] > 100
     assert run_cli("verify", run, "--seal", value["seal"])[0] == 0
     assert "verified: nothing differs" in run_cli("verify", run)[2]
@@ -188,6 +188,14 @@ def test_a_tampered_plan(run: Path) -> None:
     plan = (run / "plan.json").read_text()
     (run / "plan.json").write_text(plan.replace('"smallest_effect":0.1', '"smallest_effect":0.0'))
     found(run, "plan.toml against plan.json", "plan.smallest_effect")
+
+
+def test_other_data(run: Path) -> None:
+    from fairlead.tasks.shop import plugin as shop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shop, "manifest", lambda self, split: "0" * 64)
+        found(run, "items of split test")
 
 
 def test_tampered_weights_and_a_tampered_dictionary(run: Path) -> None:

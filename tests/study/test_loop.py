@@ -128,6 +128,26 @@ def test_a_flop_cap_stops_the_fit(plan, world, tmp_path):
     assert run.ledgers[tuned.trial.key]["over_budget"] is True
 
 
+def test_a_dictionary_of_unknown_cost_is_reckoned_at_the_high_end(plan, world, tmp_path):
+    class Silent:
+        name, site, d_in, n_features, fingerprint, training_flops = "d", "resid.0", 8, 8, "f", None
+
+    def load(ref):
+        subject = world.load_model(ref)
+        subject.d_model = 8
+        return subject
+
+    def over(high):
+        prices = {} if high is None else {"dictionary_flops_high": high}
+        wide = replace(plan, arms=("toy_line", "toy_wide"), claim="toy_wide", dictionaries=("d",), prices=prices)
+        run = run_study(wide, tmp_path / str(high), load_model=load, load_dictionary=lambda _: Silent())
+        ledger = run.ledgers[state(run, "toy_wide").trial.key]
+        assert ledger["dictionary"]["share_flops"] is None  # unknown stays unknown
+        return ledger["over_budget"]
+
+    assert [over(None), over(1e9), over(1e12)] == [False, False, True]  # the cap is 1e9, the share a tenth
+
+
 @pytest.mark.parametrize("variant", ["greedy", "stubborn"])
 def test_an_arm_that_ignores_the_cap_is_stopped_and_marked(plan, world, tmp_path, variant):
     arm = f"toy_line.{variant}"

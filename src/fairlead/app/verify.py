@@ -18,6 +18,7 @@ from fairlead import report
 from fairlead.app.models import open_dictionary
 from fairlead.app.report import verdict_json
 from fairlead.core import lock as locks
+from fairlead.core import plugins
 from fairlead.core.errors import FairleadError, PlanError, RecordError
 from fairlead.core.keys import canonical
 from fairlead.core.plan import Facts, parse_plan
@@ -78,7 +79,8 @@ def verify(run_dir: Path, *, seal: str | None = None, progress: Say | None = Non
     _records(run, out)
     _traces(run, out, say)
     if facts is not None:
-        say("weights", 0, 0)
+        say("data and weights", 0, 0)
+        _data(run, facts, out)
         _weights(facts, out)
     say("verdict and page", 0, 0)
     out.seal = run.seal
@@ -212,7 +214,20 @@ def _traces(run: Run, out: Verified, say: Say) -> None:
         out.same("traces", f"trace of {record.arm}, {record.item}: its outcome", canonical(wanted), canonical(found))
 
 
-# ---- weights and dictionaries
+# ---- data, weights and dictionaries
+
+
+def _data(run: Run, facts: Facts, out: Verified) -> None:
+    """The task's items, made again, against the manifests that the trials' keys hold."""
+    assert run.plan is not None
+    try:
+        task = plugins.get("tasks", run.plan.task)(run.plan.options_for_task(run.plan.decoding[0]))
+        now = {split: task.manifest(split) for split in facts.manifests}
+    except (FairleadError, OSError) as error:
+        out.notes.append(f"the items of task {run.plan.task} cannot be made here: not checked ({error})")
+        return
+    for split, wanted in facts.manifests.items():
+        out.same("splits", f"items of split {split}", wanted, now[split])
 
 
 def _weights(facts: Facts, out: Verified) -> None:

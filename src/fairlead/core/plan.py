@@ -140,6 +140,11 @@ class Plan:
         claim, combinations that hold the claim, controls and stress arms."""
         return self.baselines or tuple(arm for arm in self.run_arms if self._is_baseline(arm))
 
+    @property
+    def dictionary_flops_high(self) -> float | None:
+        """The most that a dictionary's training may have cost, where the dictionary does not say: from `[prices]`."""
+        return self.prices.get("dictionary_flops_high")
+
     def _is_baseline(self, arm: str) -> bool:
         parts = [str(c) for c in components(arm)]
         apart = parts[0] == "none" or components(arm)[0].name in ("control", "stress")
@@ -210,6 +215,8 @@ class Plan:
             material["not_applicable"] = self.not_applicable[arm]
         if self.amortise != DICTIONARY_SHARE:
             material["amortise"] = self.amortise
+        if self.dictionary_flops_high is not None and dictionary is not None:
+            material["dictionary_flops_high"] = self.dictionary_flops_high
         return Trial(content_key(material)[:32], arm, model, dictionary, decoding, seed)
 
 

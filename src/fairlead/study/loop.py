@@ -277,6 +277,8 @@ class _OneTrial:
         dictionary = study.dictionaries.get(trial.dictionary or "")
         meter: Meter = subject.meter
         share = dictionary_share(dictionary, plan.amortise)
+        if share is None and plan.dictionary_flops_high is not None:
+            share = plan.amortise * plan.dictionary_flops_high  # unknown: the cap reckons with the most it may be
         allowance = Allowance(plan.budget, meter.snapshot, arm=trial.arm, share=share)
         self.allowance, clock = allowance, time.perf_counter()
         measured = memory.begin()
