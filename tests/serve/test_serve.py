@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,7 @@ from tests.serve.conftest import EDIT, MODEL
 
 from fairlead.core.errors import FairleadError, LoadError
 from fairlead.core.types import Message
+from fairlead.methods._world import World, together
 from fairlead.serve import http
 from fairlead.serve.opened import Served, bare, fitted
 from fairlead.serve.server import Endpoint, serve
@@ -93,6 +95,33 @@ async def test_many_at_once_are_answered_as_one_by_one(client, body):
     alone = [(await client.post(CHAT, json=body(messages=p))).json()["choices"] for p in prompts]
     together = await asyncio.gather(*(client.post(CHAT, json=body(messages=p)) for p in prompts))
     assert [got.json()["choices"] for got in together] == alone
+
+
+class AskTwice:
+    """As `best_of_n` does, it asks the subject's own seats for every answer."""
+
+    fingerprint = "2" * 64
+
+    def open(self, subject):
+        def make(inner):
+            async def answer(asks):
+                first = await together(inner, asks)
+                await asyncio.sleep(0.01)
+                assert [g.text for g in await together(inner, asks)] == [g.text for g in first]
+                return first
+
+            return answer
+
+        return nullcontext(World(subject, make, "twice"))
+
+
+async def test_arms_that_ask_in_lockstep_do_not_meet_each_other(subject, body):
+    endpoint = await Endpoint.start([bare(subject, MODEL), Served("twice", AskTwice.fingerprint, subject, AskTwice())])
+    async with httpx2.AsyncClient(base_url=endpoint.url, timeout=60) as client:
+        asked = [client.post(CHAT, json=body(model=name)) for name in ("twice", MODEL) for _ in range(6)]
+        got = [one.json() for one in await asyncio.gather(*asked)]
+    await endpoint.stop()
+    assert len({g["choices"][0]["message"]["content"] for g in got}) == 1, got
 
 
 REFUSALS = [

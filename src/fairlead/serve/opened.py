@@ -31,8 +31,9 @@ class Served:
 
     @contextmanager
     def world(self, temperature: float, seed: int) -> Iterator[Any]:
-        """What answers: the Fitted opened on the subject, sampled where `temperature` is above 0."""
-        subject = self.subject
+        """What answers one request: the Fitted opened on the subject, sampled where `temperature` is above 0. Each
+        request has a Subject of its own over the same weights: arms that ask in lockstep share no seats."""
+        subject = self.subject.metered(self.subject.meter) if hasattr(self.subject, "metered") else self.subject
         if temperature > 0:
             if not hasattr(subject, "sampled"):
                 raise CannotSample("this model cannot sample", expected="temperature 0", got=f"{temperature:g}")
