@@ -19,13 +19,14 @@ ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
     ("lora", None), ("reft", None), ("reft", "relu"), ("few_shot", None), ("few_shot", "reason"),
-    ("probe", None), ("best_of_n", None), ("best_of_n", "vote"),
+    ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None), ("best_of_n", "vote"),
     ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
     "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
     "few_shot": {"k": [1, 2]},
+    "refusal": {"contrasts": ["lines"], "positions": 1, "front": 2, "finalists": 2},
     "probe": {"sites": ["resid.1", "resid.2"], "penalties": [1.0], "finalists": 2},
     "best_of_n": {"n": [4], "temperatures": [4.0], "sites": ["resid.2"], "verifiers": 1},
     "gcg": {"length": 4, "steps": 4, "width": 8, "top_k": 8, "check": 2, "batch": 4},
@@ -72,8 +73,8 @@ async def test_saved_and_loaded_is_the_same(bench: Bench, tmp_path: Path, name: 
 
 def idle(about: dict[str, Any]) -> bool:
     """Whether a method chose to do nothing."""
-    kept = {"prompt": "", "examples": [], "n": 1, "edit": "nothing"}
-    return any(about.get(key) == value for key, value in kept.items())
+    kept = {"prompt": [""], "examples": [[]], "n": [1], "edit": ["", "nothing"]}
+    return any(about.get(key, ...) in values for key, values in kept.items())
 
 
 @pytest.mark.parametrize("name", sorted(plugins.names("methods")))
