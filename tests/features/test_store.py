@@ -304,3 +304,10 @@ def test_merging_is_choosing_the_largest() -> None:
         for latent in range(6):
             wanted = sorted(held[latent], reverse=True)[:3]
             assert [int(x) for x in table[latent] if x] == wanted, trial
+
+
+def test_a_corpus_on_which_nothing_fires_is_a_store(tmp_path: Path) -> None:
+    silent = toy_dictionary().replace(b_enc=torch.full((LATENTS,), -1e6))
+    found = Index(harvest(Toy(), silent, toy_corpus(5)[0], tmp_path / "s", window=WINDOW))
+    assert not found.count.any() and (found.top == NOWHERE).all() and not found.quantiles.any()
+    assert (found.partners == NOWHERE).all() and found.store.activations(3, range(1)) == [0.0]

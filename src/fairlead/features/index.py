@@ -257,8 +257,8 @@ def neighbours(
     dictionary: Any, n: int = NEIGHBOURS, *, block: int = 2048, progress: Progress | None = None
 ) -> tuple[Array, Array]:
     """(latents [m, n] of highest decoder cosine, the cosines), by blocks: 2·m²·d FLOPs and [block, m] at once."""
-    rows = dictionary.decoder_rows(torch.arange(dictionary.n_features)).float()
-    unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit = dictionary.decoder_rows(torch.arange(dictionary.n_features)).float()
+    unit /= unit.norm(dim=1, keepdim=True).clamp_min(1e-12)  # rows picked by number are a copy
     m, kept = len(unit), min(n, len(unit) - 1)
     ids, cosines = np.full((m, n), NOWHERE, dtype=np.int32), np.zeros((m, n), dtype=np.float16)
     for start in range(0, m, block):
