@@ -269,6 +269,14 @@ def test_what_is_not_supported_is_said(case, tmp_path):
         dictionaries.load(written.ref)
 
 
+def test_a_scale_that_is_no_scale_is_refused(tmp_path):
+    written = write("saelens/batchtopk training", tmp_path)
+    for wrong in (0, -1.0, "1.7"):
+        (Path(written.ref) / "activation_scaler.json").write_text(json.dumps({"scaling_factor": wrong}))
+        with pytest.raises(LoadError, match="scaling_factor"):
+            dictionaries.load(written.ref)
+
+
 def test_unknown_classes_embeddings_and_folders_are_said(tmp_path):
     written = write("dictionary-learning/AutoEncoder", tmp_path)
     path = Path(written.ref) / "config.json"
@@ -290,3 +298,49 @@ def test_unknown_classes_embeddings_and_folders_are_said(tmp_path):
         formats.read(tmp_path / "other")
     for name in ("SAELens", "Goodfire", "Gemma Scope 2", "Llama Scope", "Qwen Scope", "sparsify"):
         assert name in str(caught.value)
+
+
+def replaced(value: Any, path: tuple[str, ...], new: Any) -> Any:
+    return new if not path else {**value, path[0]: replaced(value[path[0]], path[1:], new)}
+
+
+def places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [path] if path else []
+    return found + [p for key in value for p in places(value[key], (*path, key))] if isinstance(value, dict) else found
+
+
+WITH_SETTINGS = [n for n in NINE if n not in ("goodfire", "gemma-scope", "qwen-scope")]
+WITH_SETTINGS += ["saelens/transcoder", "saelens/batchtopk training", "saelens/topk", "sparsify/transcoder"]
+
+
+@pytest.mark.parametrize("name", [*WITH_SETTINGS, "gemma-scope-2/affine transcoder"])
+def test_settings_of_any_kind_load_or_are_refused(name, tmp_path):
+    """Every value in every settings file, replaced by every kind of value: never anything but a LoadError."""
+    written = write(NINE.get(name, name), tmp_path)
+    path = next(p for p in sorted(Path(written.ref).glob("*.json"), reverse=True))
+    cfg = json.loads(path.read_text())
+    for place in places(cfg):
+        for new in (None, [], {}, "x", -1, 0, 1.5, True, {"a": 1}, 10**30):
+            path.write_text(json.dumps(replaced(cfg, place, new)))
+            try:
+                found = dictionaries.load(written.ref)
+                found.encode(torch.zeros(2, 24))
+            except LoadError:
+                continue
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", NINE)
+def test_flipped_bytes_load_or_are_refused(name, tmp_path):
+    written = write(NINE[name], tmp_path)
+    path = weights(written)
+    data, generator = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        spoiled = bytearray(data)
+        for at in generator.integers(0, min(len(data), 4000), 3):
+            spoiled[at] = int(generator.integers(256))
+        path.write_bytes(bytes(spoiled))
+        try:
+            dictionaries.load(written.ref)
+        except LoadError:
+            continue

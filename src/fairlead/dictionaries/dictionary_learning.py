@@ -65,12 +65,12 @@ def read(weights: Path, *, site: str = "", k: int | None = None) -> SparseDictio
     """The dictionary in file `weights` and the settings beside it."""
     del k
     beside, trainer = weights.parent / CFG, _trainer(weights)
-    kind = trainer.get("dict_class")
+    kind = str(trainer.get("dict_class"))
     if kind not in KEYS:
-        raise LoadError(f"{beside} names an unknown class", expected=", ".join(KEYS), got=str(kind)[:80])
+        raise LoadError(f"{beside} names an unknown class", expected=", ".join(KEYS), got=kind[:80])
     tensors = files.read_pickle(weights)
     files.need(tensors, KEYS[kind], weights)
-    found = _of(str(kind), tensors, weights, site, files.whole(trainer, "k", beside))
+    found = _of(kind, tensors, weights, site, files.whole(trainer, "k", beside))
     files.agree(
         weights.parent,
         {

@@ -97,7 +97,9 @@ def from_parts(
     files.agree(path, sizes)
     by_norm = bool(cfg.get("rescale_acts_by_decoder_norm"))
     if scale not in (None, 1, 1.0):
-        factor = files.number({SCALER: scale}, SCALER, path)
+        factor = files.number({"scaling_factor": scale}, "scaling_factor", path / SCALER)
+        if factor <= 0:
+            raise LoadError(f"{path / SCALER}: scaling_factor must be above 0", expected="> 0", got=str(factor))
         dictionary = fold.scaled_input(dictionary, factor)
         if by_norm and dictionary.threshold is not None:  # it speaks of pre·‖W_dec‖, and W_dec was just divided
             dictionary = dictionary.replace(threshold=dictionary.threshold / factor)
@@ -259,7 +261,7 @@ def _architecture(cfg: Mapping[str, Any], path: Path, scale: Any) -> tuple[str, 
             )
     if architecture != "topk":
         return architecture, None
-    if not isinstance(k, int):
+    if not isinstance(k, int) or isinstance(k, bool):
         raise LoadError(f"{path}: cfg.json of a topk has no k", expected="a whole number", got=repr(k))
     return architecture, k
 
