@@ -14,6 +14,7 @@ from tests.lm.test_scores import naive, naive_greedy
 from tests.lm.tiny import ARCHITECTURES, LAYERS, WIDTH, write
 from torch.utils.flop_counter import FlopCounterMode
 
+from fairlead import steering
 from fairlead.core.ledger import Meter
 from fairlead.core.types import Message
 from fairlead.lm.load import load
@@ -165,3 +166,8 @@ def test_half_precision(architecture, tmp_path):
     pre, attn, mlp, post = (torch.cat(found[f"{kind}.1"]).float() for kind in KINDS)
     assert ((pre + attn + mlp - post).norm() / post.norm()) < 0.01
     assert half.fingerprint != full.fingerprint
+    vector = {"v": torch.linspace(-1, 1, WIDTH)}
+    pushed = [steering.apply(m, "@resid.1: $v += 2 at prompt", None, vector) for m in (half, full)]
+    got, want = (m.action_logprobs(PROMPTS[:2], LEGAL[:2]) for m in pushed)
+    for a, b, c in zip(got, want, full.action_logprobs(PROMPTS[:2], LEGAL[:2]), strict=True):
+        assert (a - b).abs().max() < 0.1 * b.abs().max() and not torch.allclose(b, c, atol=1e-2)

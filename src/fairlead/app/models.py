@@ -51,7 +51,10 @@ def open_model(ref: str, *, beside_browser: bool = False) -> Any:
 
 
 def open_dictionary(ref: str) -> Any:
-    """A dictionary by reference; its width is checked against the model by whoever joins the two."""
+    """A dictionary by reference, on the device of the models; its width is checked against the model by whoever joins
+    the two."""
     from fairlead import dictionaries
 
-    return dictionaries.load(ref)
+    found = dictionaries.load(ref)
+    device = loading().device
+    return found if device in (None, "cpu") or not hasattr(found, "to") else found.to(device)
