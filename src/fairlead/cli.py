@@ -203,7 +203,8 @@ def verify(ctx: click.Context, run_dir: Path, seal: str | None, as_json: bool) -
 @click.argument("plan")
 @click.option("--power", "with_power", is_flag=True, help="Simulate what it finds, and how many clusters would do.")
 @click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="A pilot run that shows the spread.")
-@click.option("--discordance", type=click.FloatRange(0, 1), help="Share of pairs that differ.  [default: pilot, or 0.3]")
+@click.option("--discordance", type=click.FloatRange(0, 1),
+              help="Share of pairs that differ.  [default: pilot, or 0.3]")  # fmt: skip
 @click.option("--icc", type=click.FloatRange(0, 1), help="Correlation within a cluster.  [default: pilot, or 1]")
 @click.option("--worlds", type=click.IntRange(100), default=2000, show_default=True, help="Studies to simulate.")
 @limit_n
