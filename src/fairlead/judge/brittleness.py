@@ -152,7 +152,9 @@ def _excused(run: Run) -> dict[str, str]:
     """Stress variants that do not apply, with the reason: from the plan, or from the trial itself."""
     stated = dict(run.plan.not_applicable) if run.plan is not None else {}
     stated |= {s.trial.arm: s.reason for s in run.trials if s.status == NOT_APPLICABLE}
-    return {arm.partition(".")[2]: why for arm, why in stated.items() if arm.startswith("stress.")}
+    return {
+        arm.partition(".")[2]: why.partition("\n")[0] for arm, why in stated.items() if arm.startswith("stress.")
+    }
 
 
 def coverage(run: Run, cells: Cells, question: Question) -> Coverage | None:

@@ -66,7 +66,8 @@ class Evidence:
     def excused(self) -> dict[str, str]:
         """Arms that do not apply, with the reason that the plan or the trial gives."""
         stated = dict(self.run.plan.not_applicable) if self.run.plan is not None else {}
-        return {**{s.trial.arm: s.reason for s in self.run.trials if s.status == NOT_APPLICABLE}, **stated}
+        found = {s.trial.arm: s.reason for s in self.run.trials if s.status == NOT_APPLICABLE}
+        return {arm: why.partition("\n")[0] for arm, why in {**found, **stated}.items()}
 
     def check(self, name: str) -> Check:
         """A fairness check by name."""
