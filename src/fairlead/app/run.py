@@ -132,6 +132,7 @@ def execute(
         text=job.text,
         lock=lock,
         why=why,
+        one_at_a_time=True,
     )
 
 

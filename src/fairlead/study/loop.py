@@ -28,6 +28,7 @@ from fairlead.study import memory
 from fairlead.study.arms import Arm, build, in_order
 from fairlead.study.items import choose
 from fairlead.study.play import Played, play, rollout
+from fairlead.study.subjects import Subjects
 
 LoadModel = Callable[[str], Any]
 LoadDictionary = Callable[[str], Any]
@@ -58,6 +59,7 @@ def run_study(
     adopt: Sequence[str | Path] = (),
     lock: Lock | None = None,
     why: str = "no lock was asked for",
+    one_at_a_time: bool = False,
 ) -> Run:
     """Run what is missing of `plan` in `run_dir`, and return the Run.
 
@@ -65,12 +67,13 @@ def run_study(
     (another plan, with another hash). `text` is the TOML as given, kept beside the Records. Complete trials
     with the same key are copied from the runs in `adopt`. Records are made under `lock`, which the study must match
     (LockError); without one they are exploratory, and `why` is noted. Raises before anything is written when a name,
-    the weights or the dictionary are wrong, or when Records of another plan are there (PlanChanged).
+    the weights or the dictionary are wrong, or when Records of another plan are there (PlanChanged). With
+    `one_at_a_time` models are in memory one after another, and each is loaded twice.
     """
     plan = plan.limited(limit)
     check_unchanged(Path(run_dir), plan)
     check_plan(plan)
-    study = _Study.prepare(plan, load_model, load_dictionary, progress or (lambda _: None))
+    study = _Study.prepare(plan, load_model, load_dictionary, progress or (lambda _: None), one_at_a_time)
     if lock is not None:
         check_lock(lock, plan, study.known)
     study.lock = None if lock is None else lock.hash
@@ -90,7 +93,7 @@ def study_facts(
 ) -> tuple[Facts, tuple[Trial, ...]]:
     """What a lock needs to know of a study: its facts, and its trials. Loads the models; runs nothing."""
     check_plan(plan)
-    study = _Study.prepare(plan, load_model, load_dictionary, lambda _: None)
+    study = _Study.prepare(plan, load_model, load_dictionary, lambda _: None, one_at_a_time=True)
     return study.known, study.trials
 
 
@@ -101,7 +104,7 @@ class _Study:
     plan: Plan
     tasks: dict[str, Task[Any]]
     arms: dict[str, Arm]
-    subjects: dict[str, Any]
+    subjects: Subjects
     dictionaries: dict[str, Any]
     progress: Callable[[Progress], None]
     trials: tuple[Trial, ...] = ()
@@ -116,21 +119,20 @@ class _Study:
         load_model: LoadModel,
         load_dictionary: LoadDictionary | None,
         progress: Callable[[Progress], None],
+        one_at_a_time: bool = False,
     ) -> _Study:
         make = plugins.get("tasks", plan.task)
         tasks = {mode: make(plan.options_for_task(mode)) for mode in plan.decoding}
         names = [*plan.run_arms, *([REFERENCE] if plan.reference else [])]
         arms = {name: build(plan, name) for name in names}
-        subjects = {ref: load_model(ref) for ref in (*plan.models, *filter(None, [plan.reference]))}
-        for subject in subjects.values():
-            if getattr(subject, "meter", None) is None:
-                subject.meter = Meter()  # a study always counts
+        refs = (*plan.models, *filter(None, [plan.reference]))
+        subjects = Subjects(load_model, refs, one_at_a_time=one_at_a_time)
         dictionaries: dict[str, Any] = {}
         if any(arm.uses_dictionary for arm in arms.values()):
             for model, ref in zip(plan.models, plan.dictionaries, strict=True):
                 if ref is not None and load_dictionary is not None:
                     dictionaries[ref] = load_dictionary(ref)
-                    _check_width(ref, dictionaries[ref], model, subjects[model])
+                    _check_width(ref, dictionaries[ref], model, subjects.known[model].d_model)
         study = cls(plan, tasks, arms, subjects, dictionaries, progress)
         study.known = study.facts(make)
         study.trials = plan.trials(study.known)
@@ -141,11 +143,11 @@ class _Study:
     def facts(self, make_task: Any) -> Facts:
         """The content that keys hash: manifests, fingerprints, sources."""
         task = self.tasks[self.plan.decoding[0]]
-        shared = {str(make_task.__module__), *(type(s).__module__ for s in self.subjects.values())}
+        shared = {str(make_task.__module__), *(known.module for known in self.subjects.known.values())}
         theirs = {type(d).__module__ for d in self.dictionaries.values()}
         return Facts(
             manifests={split: task.manifest(split) for split in ("train", "validation", "test")},
-            weights={ref: subject.fingerprint for ref, subject in self.subjects.items()},
+            weights={ref: known.fingerprint for ref, known in self.subjects.known.items()},
             dictionaries={ref: d.fingerprint for ref, d in self.dictionaries.items()},
             sources={
                 name: source_hash([*arm.modules, *shared, *(theirs if arm.uses_dictionary else ())])
@@ -408,8 +410,8 @@ def _stop_without_browser(played: Sequence[Played]) -> None:
         raise causes[0]
 
 
-def _check_width(ref: str, dictionary: Any, model: str, subject: Any) -> None:
-    width, needed = getattr(dictionary, "d_in", None), getattr(subject, "d_model", None)
+def _check_width(ref: str, dictionary: Any, model: str, needed: int | None) -> None:
+    width = getattr(dictionary, "d_in", None)
     if width is not None and needed is not None and width != needed:
         raise LoadError(
             f"dictionary {ref} does not fit model {model}",
