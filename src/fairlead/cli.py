@@ -318,7 +318,7 @@ def judge(
             foreign.save(told, records)
         show.json_value(told.to_json()) if as_json else show.rejudged(told, foreign.arms_table(told))
         return
-    found, origin = verb.verdict(run_dir), verb.provenance(run_dir)
+    found, origin = verb.judged(run_dir)
     if as_json:
         show.json_value({**found.to_json(), "provenance": origin})
         return
@@ -352,13 +352,12 @@ def report(run_dir: Path, other: Path | None, out: Path | None, csv: bool, limit
         click.echo(verb.as_csv(run_dir), nl=False)
         return
     else:
-        found = verb.verdict(run_dir)
+        found, origin = verb.judged(run_dir)
         page = verb.page(run_dir, out, limit=limit)
         if as_json:
-            origin = verb.provenance(run_dir)
             show.json_value({"page": page, "verdict": found.status, **origin, "rows": verb.as_rows(run_dir)})
             return
-        show.provenance(verb.provenance(run_dir))
+        show.provenance(origin)
         show.rich(verb.table(run_dir))
     if page is not None:
         click.echo(f"page: {page}", err=as_json)

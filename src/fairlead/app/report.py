@@ -16,11 +16,16 @@ from fairlead.judge import Verdict, judge
 
 def verdict(run_dir: Path) -> Verdict:
     """Judge a run by its own plan and leave verdict.json beside its Records."""
+    return judged(run_dir)[0]
+
+
+def judged(run_dir: Path) -> tuple[Verdict, dict[str, Any]]:
+    """`verdict`, and the provenance of the run, which is read once."""
     run = Run.open(run_dir)
     found = judge(run)
-    text = canonical(verdict_json(run, found))
-    _whole(run_dir / "verdict.json", lambda path: path.write_text(text, encoding="utf-8"))
-    return found
+    told = verdict_json(run, found)
+    _whole(run_dir / "verdict.json", lambda path: path.write_text(canonical(told), encoding="utf-8"))
+    return found, told["provenance"]
 
 
 def verdict_json(run: Run, found: Verdict) -> dict[str, Any]:
