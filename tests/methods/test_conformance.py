@@ -19,13 +19,15 @@ ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
     ("lora", None), ("reft", None), ("reft", "relu"), ("few_shot", None), ("few_shot", "reason"),
-    ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None), ("best_of_n", "vote"),
+    ("prompt_search", None), ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None),
+    ("best_of_n", "vote"),
     ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
     "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
     "few_shot": {"k": [1, 2]},
+    "prompt_search": {"population": 4, "rounds": 1, "n_search": 8, "finalists": 2},
     "refusal": {"contrasts": ["lines"], "positions": 1, "front": 2, "finalists": 2},
     "probe": {"sites": ["resid.1", "resid.2"], "penalties": [1.0], "finalists": 2},
     "best_of_n": {"n": [4], "temperatures": [4.0], "sites": ["resid.2"], "verifiers": 1},

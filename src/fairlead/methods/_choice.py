@@ -87,6 +87,14 @@ async def _answers(world: Any, found: Sequence[Point]) -> list[Generation]:
     return answers
 
 
+def purse(ctx: FitContext[Any], share: float = 0.6) -> Callable[[], bool]:
+    """A question a search asks before each step: has it spent `share` of the FLOPs that were left when it began? The
+    rest is for comparing what it found on validation. Always False without a cap."""
+    left = getattr(ctx.budget, "flops_left", lambda: None)
+    start = left()
+    return lambda: start is not None and left() < (1.0 - share) * start
+
+
 def validation_score(tried: Sequence[Mapping[str, Any]]) -> float | None:
     """What the chosen candidate scored on validation: the largest `score`. None where nothing could be tried."""
     return max((float(t["score"]) for t in tried), default=None)

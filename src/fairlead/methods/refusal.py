@@ -21,7 +21,7 @@ careful, eager, select, measure, balance, n_validation: see `vector`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,7 +124,8 @@ class RefusalMethod:
         episodes = await ctx.rollout(ctx.subject, ctx.train)
         found = needed(points(episodes, options["balance"]), "train")
         means, held = _apart(found, options["n_decisions"], ctx.seed)
-        candidates = ranked(ctx.subject, directions(ctx.subject, means, options), held, options)
+        enough = _choice.purse(ctx)
+        candidates = ranked(ctx.subject, directions(ctx.subject, means, options), held, options, enough)
         judge = await _choice.judge(ctx, {**options, "n_decisions": options["n_validation"]})
         finalists: list[Candidate | None] = [None, *candidates[: options["finalists"]]]
         chosen, scores = await _choice.best(ctx, judge, finalists, lambda c: self._world(ctx.subject, c, held))
@@ -272,14 +273,20 @@ def _message_starts(subject: Any, found: Sequence[Point]) -> tuple[list[int], in
 
 
 def ranked(
-    subject: Any, candidates: Sequence[Candidate], held: Sequence[Point], options: Mapping[str, Any]
+    subject: Any,
+    candidates: Sequence[Candidate],
+    held: Sequence[Point],
+    options: Mapping[str, Any],
+    enough: Callable[[], bool] = lambda: False,
 ) -> list[Candidate]:
-    """The candidates as the rule orders them, measured on `held`."""
+    """The candidates as the rule orders them, measured on `held` until `enough`."""
     n = int(options["n_selection"])
     failed, right = [p for p in held if p.failed][:n], [p for p in held if not p.failed][:n]
     bare, edits = [x.log_softmax(0) for x in _scores(subject, right)], ablation(subject)
     measured = []
     for c in candidates:
+        if enough():
+            break
         without = steering.apply(subject, edits, None, {NAME: c.direction})
         added = steering.apply(
             subject, (Edit(StoredVector(NAME), Op.ADD, 1.0, site=f"resid_pre.{c.layer}"),), None, {NAME: c.direction}
