@@ -17,7 +17,7 @@ from fairlead.core.chain import Chain
 from fairlead.core.errors import NotApplicable, PlanError
 from fairlead.core.ledger import Meter
 from fairlead.methods.prompt import Line
-from fairlead.methods.stress import VARIANTS
+from fairlead.methods.stress import SEEDS, VARIANTS
 
 LINE = "3 += 2 when 6 > 0.3"
 
@@ -28,7 +28,10 @@ async def fit(bench: Bench, variant: str, matched: Any, options: Any = None, **c
     return await method.fit(bench.context({}, lambda _: matched, **change))
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in ("dictionary_2", "scope_all")])
+AGAIN = ("dictionary_2", *SEEDS)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in (*AGAIN, "scope_all")])
 async def test_every_variant_is_another_world_and_comes_back_from_disk(
     bench: Bench, tmp_path: Path, variant: str
 ) -> None:
@@ -77,6 +80,15 @@ async def test_a_second_dictionary_is_searched_anew_and_charged(bench: Bench, tm
     assert subject.meter.flops > 1e11 and fitted.fitted.about["options"]["k"] == TINY["k"]
     for steered in (fitted.fitted.rows,):
         assert steered is None or torch.equal(steered.decoder, second.decoder_rows(steered.ids))
+
+
+async def test_another_seed_finds_the_claim_anew_in_its_own_dictionary(bench: Bench, tmp_path: Path) -> None:
+    fits = [await fit(bench, variant, claim(bench, LINE)) for variant in ("seed_1", "seed_1", "seed_2")]
+    assert all(one.fitted.edits and one.about["found"] is not None for one in fits)
+    assert fits[0].fingerprint == fits[1].fingerprint and fits[2].fingerprint != fits[0].fingerprint
+    assert [plugins.get("methods", "stress")(v, {}).uses_dictionary for v in ("seed_1", "dose_2")] == [True, False]
+    with pytest.raises(NotApplicable, match="holds no edit"):
+        await fit(bench, "seed_1", Line("Be careful."), {"of": "prompt"})
 
 
 async def test_what_cannot_be_stressed_says_why(bench: Bench) -> None:

@@ -5,6 +5,7 @@ layer_minus_1, layer_minus_2, layer_plus_1, layer_plus_2    the same directions 
 scope_all, scope_prompt, scope_last    at other tokens
 paraphrase_1 ... paraphrase_5          one more system line, neutral to the task, before anything the claim adds
 dictionary_2                           found again in a second dictionary, with the claim's own options and budget
+seed_1, seed_2, seed_3                 found again from other draws of train and validation decisions
 
 Nothing is chosen here: the arm takes the claim's Fitted as it is and alters it. Judged for brittleness only, each on
 few instances (`n_arms = {stress = 60}` in the plan); seeds are the plan's. A variant that does not apply says why.
@@ -26,7 +27,7 @@ from fairlead import dictionaries
 from fairlead.core import chain, plugins
 from fairlead.core.chain import Chain
 from fairlead.core.errors import NotApplicable, PlanError
-from fairlead.core.keys import content_key
+from fairlead.core.keys import content_key, derive_seed
 from fairlead.core.ledger import DICTIONARY_SHARE
 from fairlead.core.plan import components
 from fairlead.core.protocols import FitContext, Fitted
@@ -46,7 +47,8 @@ LINES = (
     "This is a routine request.",
 )
 PARAPHRASES = {f"paraphrase_{i}": i - 1 for i in range(1, len(LINES) + 1)}
-VARIANTS = (*DOSES, *LAYERS, *SCOPES, *PARAPHRASES, "dictionary_2")
+SEEDS = {f"seed_{i}": i for i in (1, 2, 3)}
+VARIANTS = (*DOSES, *LAYERS, *SCOPES, *PARAPHRASES, "dictionary_2", *SEEDS)
 DEFAULTS: dict[str, Any] = {"of": "feature", "paraphrases": list(LINES), "dictionary": None}
 INSIDE = "claim"  # the folder of the altered claim
 
@@ -97,11 +99,14 @@ class StressMethod:
     variant: str
     options: Mapping[str, Any]
     makes: str = "subject"
-    uses_dictionary: bool = False
 
     @property
     def name(self) -> str:
         return f"stress.{self.variant}"
+
+    @property
+    def uses_dictionary(self) -> bool:
+        return self.variant in SEEDS
 
     @property
     def siblings(self) -> tuple[str, ...]:
@@ -122,9 +127,8 @@ class StressMethod:
         for place in places:
             part = parts[place]
             assert isinstance(part, Steered)
-            parts[place] = (
-                await self._again(ctx, part, about) if self.variant == "dictionary_2" else self._alter(ctx, part)
-            )
+            again = self.variant == "dictionary_2" or self.variant in SEEDS
+            parts[place] = await self._again(ctx, part, about) if again else self._alter(ctx, part)
         return Stressed(self.variant, of, Chain(tuple(parts)) if isinstance(claim, Chain) else parts[0], "", about)
 
     def _alter(self, ctx: FitContext[Any], part: Steered) -> Steered:
@@ -135,20 +139,29 @@ class StressMethod:
         return replace(part, edits=dosed(part.edits, DOSES[self.variant]))
 
     async def _again(self, ctx: FitContext[Any], part: Steered, about: dict[str, Any]) -> Steered:
-        """The feature arm with the second dictionary; its share of that dictionary's training is charged here."""
+        """The feature arm, fitted anew: from another seed, or with the second dictionary."""
+        if part.method != "feature":
+            raise NotApplicable(f"{part.method} was not found in a dictionary, so it is not found again")
+        if self.variant in SEEDS:
+            again = replace(ctx, seed=derive_seed("stress", ctx.seed, self.variant))
+        else:
+            again = replace(ctx, dictionary=self._second(ctx, about))
+        options = dict(part.about.get("options", {}))
+        found = await feature.plugin(None, options).fit(replace(again, options=options))
+        about["found"] = found.about.get("validation_score")
+        return found
+
+    def _second(self, ctx: FitContext[Any], about: dict[str, Any]) -> Any:
+        """The second dictionary; its share of that dictionary's training is charged here."""
         named = self.options["dictionary"]
         ref = named.get(ctx.subject.name) if isinstance(named, Mapping) else named
-        if part.method != "feature":
-            raise NotApplicable(f"{part.method} uses no dictionary, so there is no second one to try")
         if not ref:
-            raise NotApplicable("no second dictionary was named", do='[options.stress] dictionary = "model@site-seed1"')
+            raise NotApplicable("no second dictionary was named", do='[options.stress] dictionary = "model@site#seed1"')
         second = dictionaries.load(ref)
         if ctx.subject.meter is not None and second.training_flops:
             ctx.subject.meter.charge(flops=DICTIONARY_SHARE * second.training_flops)
-        options = dict(part.about.get("options", {}))
-        found = await feature.plugin(None, options).fit(replace(ctx, dictionary=second, options=options))
-        about |= {"dictionary": str(ref), "found": found.about.get("validation_score")}
-        return found
+        about["dictionary"] = str(ref)
+        return second
 
     def load(self, path: Path) -> Stressed:
         data = read_json(path, "stress")
