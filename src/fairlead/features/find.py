@@ -34,8 +34,8 @@ from fairlead.steering import Edit, Gate, Op
 
 @dataclass(frozen=True)
 class Search:
-    """How far the finder looks. Counts bound its work the same on every machine; `seconds` is a stop for slow
-    ones: past it the finder goes on with what it has, and says so."""
+    """How far the finder looks. Counts bound its work the same on every machine. `seconds` is a stop by the clock for
+    interactive use: past it the finder goes on with what it has, and says so; None, and nothing depends on speed."""
 
     k: int = 4
     scope: str = "all"
@@ -49,7 +49,7 @@ class Search:
     kept: int = 6
     finalists: int = 5
     least_gain: float = 0.05
-    seconds: float | None = 150.0
+    seconds: float | None = None
     seed: int = 0
 
 

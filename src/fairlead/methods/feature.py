@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "hints": list(_SEARCH.hints),
     "kept": _SEARCH.kept,
     "finalists": _SEARCH.finalists,
-    "seconds": _SEARCH.seconds,
+    "seconds": 0.0,
     "episodes": 0,
     "select": "decisions",
     "measure": "strict",
