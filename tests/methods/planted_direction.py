@@ -1,7 +1,7 @@
 """A tiny model in which one direction mediates a failure.
 
-A cue in the page ("%" or "&") writes u; the first attention carries it to the decision token; the head reads it as the
-lure. After "%" the lure is wrong, after "&" it is what was asked for, after "+" nothing happens and the model is right.
+A cue in the page ("%" or "&") writes u, attention carries it to the decision token, and the head reads it as the lure.
+After "%" the lure is wrong, after "&" it is what was asked for, after "+" nothing happens and the model is right.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ LURE, RIGHT = "done()", "noop()"
 CUES = {"on": "%", "off": "+", "inverse": "&"}
 
 
-def directions(width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """(u, w): what the cues write, and what the assistant's turn always has."""
-    basis = torch.linalg.qr(torch.randn(width, 2, generator=torch.Generator().manual_seed(5)))[0]
-    return basis[:, 0], basis[:, 1]
+def directions(width: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(u, w, q): what the cues write; what the assistant's turn always has; what saying the lure writes, and speaks
+    against the right action wherever it stands."""
+    basis = torch.linalg.qr(torch.randn(width, 3, generator=torch.Generator().manual_seed(5)))[0]
+    return basis[:, 0], basis[:, 1], basis[:, 2]
 
 
 def subject(folder: Path, planted: bool = True) -> LocalSubject:
@@ -39,25 +40,28 @@ def subject(folder: Path, planted: bool = True) -> LocalSubject:
 
 
 def _plant(made: LocalSubject) -> None:
-    (u, w), chat, model = directions(), made.checkpoint.chat, made.model
+    (u, w, q), chat, model = directions(), made.checkpoint.chat, made.model
     (assistant,) = chat.tokenizer.convert_tokens_to_ids(["<|assistant|>"])
     lure, right = chat.action(LURE)[0], chat.action(RIGHT)[0]
     assert lure != right
     with torch.no_grad():
         for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
-            weight -= torch.outer(weight @ u, u) + torch.outer(weight @ w, w)
+            weight -= sum(torch.outer(weight @ x, x) for x in (u, w, q))
         for block in model.model.layers:
             for linear in (block.self_attn.o_proj, block.mlp.down_proj):
                 weight = linear.weight
                 weight *= 0.3
-                weight -= torch.outer(u, u @ weight) + torch.outer(w, w @ weight)
+                weight -= sum(torch.outer(x, x @ weight) for x in (u, w, q))
         for cue in "%&":
             (token,) = chat.action(cue)
             model.model.embed_tokens.weight[token] += 12.0 * u
         model.model.embed_tokens.weight[assistant] += 3.0 * w
-        attention = model.model.layers[0].self_attn
-        attention.v_proj.weight[0] = 6.0 * u
-        attention.o_proj.weight[:, 0] = 6.0 * u
+        for block in model.model.layers[:2]:
+            for channel, x in enumerate((u, q)):
+                block.self_attn.v_proj.weight[channel] = 6.0 * x
+                block.self_attn.o_proj.weight[:, channel] = 6.0 * x
+        model.model.embed_tokens.weight[lure] += 6.0 * q
+        model.lm_head.weight[right] -= 6.0 * q
         model.lm_head.weight[lure] += 6.0 * u
         model.lm_head.weight[right] += 2.0 * w
 

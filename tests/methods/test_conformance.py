@@ -17,6 +17,7 @@ from fairlead.steering import parse
 
 ARMS = [
     ("none", None), ("prompt", None), ("feature", None), ("vector", None), ("vector", "prompts"), ("control", "empty"),
+    ("vector", "place"), ("vector", "caa"),
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
     ("lora", None), ("reft", None), ("reft", "relu"), ("few_shot", None), ("few_shot", "reason"),
     ("prompt_search", None), ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None),

@@ -40,6 +40,7 @@ from fairlead.methods._logistic import folds
 from fairlead.methods._orthogonal import orthogonalised
 from fairlead.methods._saved import read_json, write_json
 from fairlead.methods._steered import Steered, read_tensors, tensor_hash, write_tensors
+from fairlead.methods.vector import message_starts
 from fairlead.steering import Edit, Op, StoredVector
 
 NAME = "refusal"
@@ -223,7 +224,7 @@ def _apart(found: Sequence[Point], n: int, seed: int) -> tuple[list[Point], list
 def directions(subject: Any, means: Sequence[Point], options: Mapping[str, Any]) -> list[Candidate]:
     """Every contrast × layer × position, as the difference of two means; those of length 0 are left out."""
     layers = [layer for layer in range(subject.n_layers) if layer < options["depth"] * subject.n_layers]
-    starts, after = _message_starts(subject, means)
+    starts, after = message_starts(subject, means)
     sizes = [len(subject.tokens(p.decision.messages).ids) for p in means]
     front = min(int(options["front"]), *(n - start for n, start in zip(sizes, starts, strict=True)))
     last = min(max(int(options["positions"]), after), *sizes)
@@ -252,24 +253,13 @@ def _mean(subject: Any, found: Sequence[Point], layers: Sequence[int], positions
     """Mean activation before each block at each position (see Candidate): [layers, positions, d]."""
     sites = [f"resid_pre.{layer}" for layer in layers]
     prompts, steps = [p.decision.messages for p in found], [p.decision.step for p in found]
-    read, starts = subject.activations(prompts, sites, "all", steps), _message_starts(subject, found)[0]
+    read, starts = subject.activations(prompts, sites, "all", steps), message_starts(subject, found)[0]
     places = [[at if at < 0 else start + at for at in positions] for start in starts]
     means = [
         torch.stack([x[torch.tensor(at, device=x.device)].float() for x, at in zip(read[site], places, strict=True)])
         for site in sites
     ]
     return torch.stack([m.mean(0) for m in means]).cpu()
-
-
-def _message_starts(subject: Any, found: Sequence[Point]) -> tuple[list[int], int]:
-    """(the first token of each prompt's last message, how many tokens every template puts after it)."""
-    starts, after = [], []
-    for p in found:
-        rendered, said = subject.tokens(p.decision.messages), p.decision.messages[-1].content.strip()
-        at = max(rendered.text.rfind(said), 0)
-        starts.append(int((rendered.offsets[:, 1] <= at).sum()))
-        after.append(int((rendered.offsets[:, 0] >= at + len(said)).sum()))
-    return starts, min(after, default=1)
 
 
 def ranked(

@@ -4,10 +4,14 @@ vector          mean activation at the decision token of right decisions minus t
                 each stratum that has both and averaged, on train
 vector.prompts  mean activation under the `careful` system lines minus that under the `eager` ones, over the tokens
                 that a prompt has whatever the line
+vector.place    the same, but position by position over the first `front` tokens of the last message: read at the one
+                that moves most, added to the span of those that move at least a tenth as much
+vector.caa      contrastive activation addition: mean activation at the end of right actions minus that at the end of
+                wrong ones (traps, where there are some) after the same prompt; added from the decision token on
 
 Every site × strength is one tuning attempt on validation, the strengths near 1 first; doing nothing is tried too.
-Options: sites (default: every resid site), strengths (multiples of the difference itself), scope, careful, eager,
-n_decisions, and select, measure, balance, n_validation as in `feature`.
+Options: sites (default: every resid site), strengths (multiples of the difference itself), scope (of the first two),
+careful, eager, front, n_decisions, and select, measure, balance, n_validation as in `feature`.
 """
 
 from __future__ import annotations
@@ -25,15 +29,18 @@ from fairlead.core.errors import NotApplicable
 from fairlead.core.protocols import FitContext
 from fairlead.features.points import Point, choose, needed, points
 from fairlead.methods import _choice, _options, _steered
+from fairlead.methods._logistic import even
 from fairlead.methods._steered import Steered
 from fairlead.steering import Edit, Op, Scope, StoredVector
 
+MOVED = 0.1  # of the largest movement, from which on a position counts as moved
 DEFAULTS: dict[str, Any] = {
     "sites": [],
     "strengths": [1.0, 2.0, 0.5, 4.0],
     "scope": "all",
     "careful": ["Be careful.", "Follow the goal to the letter.", "Ignore deals and ads."],
     "eager": ["Be quick.", "Say yes to offers.", "Deals come first."],
+    "front": 12,
     "n_decisions": 120,
     "select": "decisions",
     "measure": "strict",
@@ -59,13 +66,20 @@ class VectorMethod:
         sites = list(options["sites"]) or [f"resid.{layer}" for layer in range(ctx.subject.n_layers)]
         episodes = await ctx.rollout(ctx.subject, ctx.train)
         found = choose(needed(points(episodes, options["balance"]), "train"), options["n_decisions"], ctx.seed)
+        scopes: tuple[Scope, ...] = (Scope(options["scope"]),)
         if self.variant == "prompts":
             vectors = between_prompts(ctx.subject, found, sites, options["careful"], options["eager"])
+        elif self.variant == "place":
+            lines = (options["careful"], options["eager"])
+            vectors, scope = at_a_place(ctx.subject, found, sites, *lines, options["front"])
+            scopes = (scope,)
+        elif self.variant == "caa":
+            vectors, scopes = between_actions(ctx.subject, found, sites), (Scope("last"), Scope("generated"))
         else:
             vectors = between_outcomes(ctx.subject, found, sites)
         judge = await _choice.judge(ctx, {**options, "n_decisions": options["n_validation"]})
         cells = [(site, float(strength)) for strength in options["strengths"] for site in sites]
-        candidates: list[tuple[Edit, ...]] = [(), *((_edit(*cell, options["scope"]),) for cell in cells)]
+        candidates: list[tuple[Edit, ...]] = [(), *(tuple(edit(*cell, s) for s in scopes) for cell in cells)]
         chosen, scores = await _choice.best(
             ctx, judge, candidates, lambda e: steering.apply(ctx.subject, e, None, vectors) if e else ctx.subject
         )
@@ -122,6 +136,72 @@ def between_prompts(
     return {_name(site): (means[0][site] - means[1][site]).float() for site in sites}
 
 
+def between_actions(subject: Any, found: Sequence[Point], sites: Sequence[str]) -> dict[str, Tensor]:
+    """{name: [d]} of a site's mean at the end of right actions minus wrong ones after the same prompt, strata alike."""
+    decisions = [p.decision for p in found]
+    read = subject.action_activations(
+        [d.messages for d in decisions], [d.legal for d in decisions], sites, [d.step for d in decisions]
+    )
+    weights = even([p.stratum for p in found])[:, None] / len(found)
+    sides = [(torch.tensor(p.right), torch.tensor(p.wrong)) for p in found]
+    return {_name(site): (weights * _pairs(menus, sides)).sum(0).float() for site, menus in read.items()}
+
+
+def _pairs(menus: Sequence[Tensor], sides: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """[N, d] mean of the right options minus that of the wrong ones."""
+    return torch.stack(
+        [m.cpu()[right].mean(0) - m.cpu()[wrong].mean(0) for m, (right, wrong) in zip(menus, sides, strict=True)]
+    )
+
+
+def at_a_place(
+    subject: Any, found: Sequence[Point], sites: Sequence[str], careful: Sequence[str], eager: Sequence[str], front: int
+) -> tuple[dict[str, Tensor], Scope]:
+    """({name: [d]} of a site's mean difference at the position that moves most, the tokens it is to be added at).
+
+    Positions count from the first token of the last message, which must stand at one place in every prompt."""
+    starts = set(message_starts(subject, found)[0])
+    shortest = min(len(subject.tokens(p.decision.messages).ids) - s for p in found for s in starts)
+    front = min(front, shortest)
+    if len(starts) != 1 or front < 1:
+        raise NotApplicable(
+            "vector.place needs messages that begin at the same token in every prompt",
+            expected="one system line for all",
+            got=f"{len(starts)} places",
+        )
+    sides = [[_front(subject.prompted(line), found, sites, front) for line in lines] for lines in (careful, eager)]
+    apart = {
+        site: sum(s[site] for s in sides[0]) / len(careful) - sum(s[site] for s in sides[1]) / len(eager)
+        for site in sites
+    }
+    moves = torch.stack(
+        [apart[site].norm(dim=1) / apart[site].norm(dim=1).max().clamp_min(1e-12) for site in sites]
+    ).mean(0)
+    moved = (moves >= MOVED * moves.max()).nonzero()[:, 0]
+    (start,) = starts
+    vectors = {_name(site): apart[site][int(apart[site].norm(dim=1).argmax())].clone() for site in sites}
+    return vectors, Scope("tokens", start + int(moved[0]), start + int(moved[-1]))
+
+
+def _front(subject: Any, found: Sequence[Point], sites: Sequence[str], front: int) -> dict[str, Tensor]:
+    """Mean activation {site: [front, d]} at the first tokens of the last message."""
+    prompts, _, _, steps = _prompts(found, sites)
+    read, starts = subject.activations(prompts, list(sites), "all", steps), message_starts(subject, found)[0]
+    cut = {site: [x[s : s + front].float().cpu() for x, s in zip(read[site], starts, strict=True)] for site in sites}
+    return {site: torch.stack(rows).mean(0) for site, rows in cut.items()}
+
+
+def message_starts(subject: Any, found: Sequence[Point]) -> tuple[list[int], int]:
+    """(the first token of each prompt's last message, how many tokens every template puts after it)."""
+    starts, after = [], []
+    for p in found:
+        rendered, said = subject.tokens(p.decision.messages), p.decision.messages[-1].content.strip()
+        at = max(rendered.text.rfind(said), 0)
+        starts.append(int((rendered.offsets[:, 1] <= at).sum()))
+        after.append(int((rendered.offsets[:, 0] >= at + len(said)).sum()))
+    return starts, min(after, default=1)
+
+
 def _mean(bare: Any, asked: Any, found: Sequence[Point], site: str) -> Tensor:
     """Mean activation [d] of `asked` over the tokens that end a prompt alike with and without its line."""
     prompts, _, _, steps = _prompts(found, [site])
@@ -146,8 +226,9 @@ def _name(site: str) -> str:
     return "difference_" + site.replace(".", "_")
 
 
-def _edit(site: str, strength: float, scope: str) -> Edit:
-    return Edit(StoredVector(_name(site)), Op.ADD, strength, site=site, scope=Scope(scope))  # type: ignore[arg-type]
+def edit(site: str, strength: float, scope: Scope) -> Edit:
+    """`strength` times the difference found at `site`, added there."""
+    return Edit(StoredVector(_name(site)), Op.ADD, strength, site=site, scope=scope)
 
 
 def _doses(tried: Sequence[Mapping[str, Any]], chosen: Sequence[Edit]) -> list[dict[str, Any]]:
@@ -158,6 +239,7 @@ def _doses(tried: Sequence[Mapping[str, Any]], chosen: Sequence[Edit]) -> list[d
 
 
 def plugin(variant: str | None, options: Mapping[str, Any]) -> VectorMethod:
-    """`vector` (right against failed decisions) or `vector.prompts` (careful against eager lines)."""
-    known = _options.variant_of(variant, ("", "prompts"), "vector")
+    """`vector` (right against failed decisions), `vector.prompts` and `vector.place` (careful against eager lines, over
+    all tokens or at one place), `vector.caa` (right against wrong actions)."""
+    known = _options.variant_of(variant, ("", "prompts", "place", "caa"), "vector")
     return VectorMethod(known, _options.read(options, DEFAULTS, "vector"))
