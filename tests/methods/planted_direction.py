@@ -24,11 +24,11 @@ LURE, RIGHT = "done()", "noop()"
 CUES = {"on": "%", "off": "+", "inverse": "&"}
 
 
-def directions(width: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(u, w, q): what the cues write; what the assistant's turn always has; what saying the lure writes, and speaks
-    against the right action wherever it stands."""
-    basis = torch.linalg.qr(torch.randn(width, 3, generator=torch.Generator().manual_seed(5)))[0]
-    return basis[:, 0], basis[:, 1], basis[:, 2]
+def directions(width: int = 32) -> tuple[torch.Tensor, ...]:
+    """(u, w, q, r): what the cues write; what the assistant's turn always has; what saying the lure writes, and speaks
+    against the right action wherever it stands; what "&" writes besides, which the head does not read."""
+    basis = torch.linalg.qr(torch.randn(width, 4, generator=torch.Generator().manual_seed(5)))[0]
+    return tuple(basis.T)
 
 
 def subject(folder: Path, planted: bool = True) -> LocalSubject:
@@ -40,24 +40,24 @@ def subject(folder: Path, planted: bool = True) -> LocalSubject:
 
 
 def _plant(made: LocalSubject) -> None:
-    (u, w, q), chat, model = directions(), made.checkpoint.chat, made.model
+    (u, w, q, r), chat, model = directions(), made.checkpoint.chat, made.model
     (assistant,) = chat.tokenizer.convert_tokens_to_ids(["<|assistant|>"])
     lure, right = chat.action(LURE)[0], chat.action(RIGHT)[0]
     assert lure != right
     with torch.no_grad():
         for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
-            weight -= sum(torch.outer(weight @ x, x) for x in (u, w, q))
+            weight -= sum(torch.outer(weight @ x, x) for x in (u, w, q, r))
         for block in model.model.layers:
             for linear in (block.self_attn.o_proj, block.mlp.down_proj):
                 weight = linear.weight
                 weight *= 0.3
-                weight -= sum(torch.outer(x, x @ weight) for x in (u, w, q))
-        for cue in "%&":
+                weight -= sum(torch.outer(x, x @ weight) for x in (u, w, q, r))
+        for cue, written in (("%", 12.0 * u), ("&", 12.0 * u + 12.0 * r)):
             (token,) = chat.action(cue)
-            model.model.embed_tokens.weight[token] += 12.0 * u
+            model.model.embed_tokens.weight[token] += written
         model.model.embed_tokens.weight[assistant] += 3.0 * w
         for block in model.model.layers[:2]:
-            for channel, x in enumerate((u, q)):
+            for channel, x in enumerate((u, q, r)):
                 block.self_attn.v_proj.weight[channel] = 6.0 * x
                 block.self_attn.o_proj.weight[:, channel] = 6.0 * x
         model.model.embed_tokens.weight[lure] += 6.0 * q

@@ -21,6 +21,7 @@ ARMS = [
     ("control", "wrong_sign"), ("control", "random"), ("control", "noise"), ("winner", None),
     ("lora", None), ("reft", None), ("reft", "relu"), ("few_shot", None), ("few_shot", "reason"),
     ("prompt_search", None), ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None),
+    ("probe_gated", None), ("probe_gated", "feature"),
     ("best_of_n", "vote"),
     ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
@@ -30,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "few_shot": {"k": [1, 2]},
     "prompt_search": {"population": 4, "rounds": 1, "n_search": 8, "finalists": 2},
     "refusal": {"contrasts": ["lines"], "positions": 1, "front": 2, "finalists": 2},
+    "probe_gated": {"sites": ["resid.1", "resid.2"], "strengths": [2.0], "penalties": [1.0], "finalists": 2},
     "probe": {"sites": ["resid.1", "resid.2"], "penalties": [1.0], "finalists": 2},
     "best_of_n": {"n": [4], "temperatures": [4.0], "sites": ["resid.2"], "verifiers": 1},
     "gcg": {"length": 4, "steps": 4, "width": 8, "top_k": 8, "check": 2, "batch": 4},
@@ -42,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 async def fit(bench: Bench, name: str, variant: str | None, folder: Path) -> tuple[Any, Any]:
     """(method, fitted); the sibling of a control, stress arm, or winner comes from disk, as in a study."""
     feature = plugins.get("methods", "feature")(None, FEATURE)
-    if name in ("control", "winner", "stress") and not (folder / "feature").exists():
+    if variant == "feature" or name in ("control", "winner", "stress") and not (folder / "feature").exists():
         (folder / "feature").mkdir()
         (await feature.fit(bench.context(FEATURE))).save(folder / "feature")
     method = plugins.get("methods", name)(variant, OPTIONS[name])

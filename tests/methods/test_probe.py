@@ -81,7 +81,7 @@ async def test_in_free_decoding_it_chooses_among_samples(bench: Bench) -> None:
 
 async def test_a_subject_without_activations_is_not_applicable() -> None:
     table = Table(fake(unsure))
-    for name in ("probe", "best_of_n"):
+    for name in ("probe", "best_of_n", "probe_gated", "refusal"):
         with pytest.raises(NotApplicable, match="activations"):
             await plugins.get("methods", name)(None, {}).fit(table.context())
 

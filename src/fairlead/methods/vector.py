@@ -116,7 +116,7 @@ def between_outcomes(subject: Any, found: Sequence[Point], sites: Sequence[str])
     if not bool(failed.any()) or bool(failed.all()):
         way = "failed" if bool(failed.any()) else "were right"
         raise NotApplicable(f"all {len(found)} decisions on train {way}: there is no difference of means")
-    read = subject.activations(*_prompts(found, sites))
+    read = subject.activations(*prompts_of(found, sites))
     return {
         _name(site): torch.stack([x[g & ~failed].mean(0) - x[g & failed].mean(0) for g in usable]).mean(0).float()
         for site, x in read.items()
@@ -170,10 +170,8 @@ def at_a_place(
             got=f"{len(starts)} places",
         )
     sides = [[_front(subject.prompted(line), found, sites, front) for line in lines] for lines in (careful, eager)]
-    apart = {
-        site: sum(s[site] for s in sides[0]) / len(careful) - sum(s[site] for s in sides[1]) / len(eager)
-        for site in sites
-    }
+    kind, rude = ({site: torch.stack([s[site] for s in side]).mean(0) for site in sites} for side in sides)
+    apart = {site: kind[site] - rude[site] for site in sites}
     moves = torch.stack(
         [apart[site].norm(dim=1) / apart[site].norm(dim=1).max().clamp_min(1e-12) for site in sites]
     ).mean(0)
@@ -185,7 +183,7 @@ def at_a_place(
 
 def _front(subject: Any, found: Sequence[Point], sites: Sequence[str], front: int) -> dict[str, Tensor]:
     """Mean activation {site: [front, d]} at the first tokens of the last message."""
-    prompts, _, _, steps = _prompts(found, sites)
+    prompts, _, _, steps = prompts_of(found, sites)
     read, starts = subject.activations(prompts, list(sites), "all", steps), message_starts(subject, found)[0]
     cut = {site: [x[s : s + front].float().cpu() for x, s in zip(read[site], starts, strict=True)] for site in sites}
     return {site: torch.stack(rows).mean(0) for site, rows in cut.items()}
@@ -204,7 +202,7 @@ def message_starts(subject: Any, found: Sequence[Point]) -> tuple[list[int], int
 
 def _mean(bare: Any, asked: Any, found: Sequence[Point], site: str) -> Tensor:
     """Mean activation [d] of `asked` over the tokens that end a prompt alike with and without its line."""
-    prompts, _, _, steps = _prompts(found, [site])
+    prompts, _, _, steps = prompts_of(found, [site])
     read = asked.activations(prompts, [site], "all", steps)[site]
     return torch.cat(
         [x[-_shared(bare.tokens(m).ids, asked.tokens(m).ids) :] for m, x in zip(prompts, read, strict=True)]
@@ -218,7 +216,7 @@ def _shared(a: Any, b: Any) -> int:
     return max(1, n - 1 - int(apart[-1]) if len(apart) else n)
 
 
-def _prompts(found: Sequence[Point], sites: Sequence[str]) -> tuple[Any, ...]:
+def prompts_of(found: Sequence[Point], sites: Sequence[str]) -> tuple[Any, ...]:
     return [p.decision.messages for p in found], list(sites), "last", [p.decision.step for p in found]
 
 
