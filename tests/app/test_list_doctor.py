@@ -33,11 +33,11 @@ def test_doctor_says_what_is_missing_and_what_to_do(cli, tmp_path, monkeypatch):
 def test_every_verb_has_an_example_and_json(cli):
     from fairlead.cli import main
 
-    verbs = set(main.commands)
-    assert verbs >= {"run", "steer", "judge", "report", "list", "doctor", "demo", "train-dictionary"}
-    for verb in verbs:
-        text = cli(verb, "--help").stdout
-        assert f"Example: fairlead {verb}" in text and "--json" in text, verb
+    verbs = {name: tuple(getattr(command, "commands", [()])) for name, command in main.commands.items()}
+    assert verbs.keys() >= {"run", "steer", "judge", "report", "list", "doctor", "demo", "train-dictionary", "features"}
+    for words in ((verb, *([name] if name else [])) for verb, names in verbs.items() for name in names):
+        text = cli(*words, "--help").stdout
+        assert f"Example: fairlead {' '.join(words)}" in text and "--json" in text, words
 
 
 def test_what_ships_is_there_and_the_first_dictionary_is_the_default(cli, monkeypatch):
