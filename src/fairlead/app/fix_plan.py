@@ -142,11 +142,11 @@ def plan_text(cases: Cases, subject: Any, share: float | None) -> str:
     }
     budget = {"tuning_trials": max(settings.trials, len(arms)), "flops": flops}
     task = {k: v for k, v in _task_options(settings).items() if k != "decoding"}
-    lines = [f"{key} = {_toml(value)}" for key, value in top.items()]
-    lines += ["", "[budget]", *(f"{k} = {_toml(v)}" for k, v in budget.items())]
-    lines += ["", "[task_options]", *(f"{k} = {_toml(v)}" for k, v in task.items())]
+    lines = [f"{key} = {toml(value)}" for key, value in top.items()]
+    lines += ["", "[budget]", *(f"{k} = {toml(v)}" for k, v in budget.items())]
+    lines += ["", "[task_options]", *(f"{k} = {toml(v)}" for k, v in task.items())]
     for name, table in _options(cases, arms).items():
-        lines += ["", f'[options."{name}"]', *(f"{k} = {_toml(v)}" for k, v in table.items())]
+        lines += ["", f'[options."{name}"]', *(f"{k} = {toml(v)}" for k, v in table.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -183,10 +183,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.1e}")
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
     """A value as TOML; its texts are JSON's, which TOML reads as they are."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(str(k))} = {toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

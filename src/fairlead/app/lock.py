@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fairlead.app.models import open_dictionary, open_model
+from fairlead.app.embedders import opener
+from fairlead.app.models import open_dictionary
 from fairlead.app.run import Job
 from fairlead.core import lock as locks
 from fairlead.core.errors import LockError
@@ -71,7 +72,7 @@ def make(
 def _next(job: Job, found: Locks | None, amend: str | None) -> Lock | None:
     """The line to append; None when the lock in force holds already."""
     refuse_uncommitted("a lock names a commit")
-    facts, _ = study_facts(job.plan, load_model=open_model, load_dictionary=open_dictionary)
+    facts, _ = study_facts(job.plan, load_model=opener(job.plan), load_dictionary=open_dictionary)
     content = locks.content(job.plan, facts, judging(job.plan))
     if found is None:
         if amend is not None:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fairlead.app.catalogue import plan_path
-from fairlead.app.models import open_dictionary, open_model, use_threads
+from fairlead.app.embedders import opener
+from fairlead.app.models import open_dictionary, use_threads
 from fairlead.core import plugins
 from fairlead.core.errors import FairleadError, PlanError
 from fairlead.core.ledger import forward_flops
@@ -119,14 +121,17 @@ def execute(
     threads: int = 1,
     lock: Lock | None = None,
     why: str = "run with --exploratory",
+    load: Callable[..., Any] | None = None,
 ) -> Run:
     """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there. Records are
-    made under `lock` (`app.lock.required`); without one they are exploratory, and `why` is noted."""
+    made under `lock` (`app.lock.required`); without one they are exploratory, and `why` is noted. `load` opens models
+    in another way."""
     use_threads(1 if job.in_browser else threads)
+    load = load or opener(job.plan)
     return run_study(
         job.plan,
         job.run_dir,
-        load_model=partial(open_model, beside_browser=job.in_browser),
+        load_model=partial(load, beside_browser=True) if job.in_browser else load,
         load_dictionary=open_dictionary,
         progress=progress,
         text=job.text,
