@@ -25,6 +25,7 @@ ARMS = [
     ("best_of_n", "vote"),
     ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
+CLAIMS = [("texts", "labels")]  # they open another world: test_texts
 OPTIONS: dict[str, dict[str, Any]] = {
     "feature": FEATURE, "vector": {"sites": ["resid.0", "resid.2"], "strengths": [1.0]}, "prompt": {},
     "control": {"nearest": 16}, "none": {}, "winner": {"of": ["feature"]},
@@ -52,7 +53,7 @@ async def fit(bench: Bench, name: str, variant: str | None, folder: Path) -> tup
 
 
 def test_every_method_is_tried_here() -> None:
-    assert {name for name, _ in ARMS} == set(plugins.names("methods"))
+    assert {name for name, _ in [*ARMS, *CLAIMS]} == set(plugins.names("methods"))
 
 
 @pytest.mark.parametrize(("name", "variant"), ARMS)
@@ -84,7 +85,7 @@ def idle(about: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("name", sorted(plugins.names("methods")))
 def test_bad_options_and_variants_are_refused(name: str) -> None:
-    good = next(variant for arm, variant in ARMS if arm == name)
+    good = next(variant for arm, variant in [*ARMS, *CLAIMS] if arm == name)
     with pytest.raises(PlanError):
         plugins.get("methods", name)(good, {"no_such_option": 1})
     with pytest.raises(UnknownName):

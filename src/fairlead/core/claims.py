@@ -4,7 +4,7 @@ An item of such a task is a text, or a pair of texts, with a label:
 
     data["text"]        the text; or data["texts"], two of them, when the label says which of them has more of something
     data["label"]       bool (binary; of a pair: the first), a number (numeric), or a name (multiclass)
-    data["covariates"]  numbers to adjust for, if there are any; of a pair: first minus second
+    data["covariates"]  numbers by name to adjust for, if there are any; of a pair: first minus second
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Hypothesis:
 
     `predicate` is its executable form, which reads nothing but a text (`features.texts.predicates`); empty where the
     claim is about a latent that nobody has put in words. `kind` is what made it. `fidelity` is the AUROC, on texts that
-    nobody used before, with which it tells where the latent `of` fires; None where there is no latent behind it.
+    nobody used before, with which it tells where the latent `of` fires (`low` to `high`: 95 % interval), `f1` its F1
+    there; None where there is no latent behind it. `tried` has the F1 of every way to say it.
     """
 
     text: str
@@ -32,6 +33,9 @@ class Hypothesis:
     of: str = ""
     fidelity: float | None = None
     tried: Mapping[str, float] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
+    f1: float | None = None
 
 
 @dataclass(frozen=True)

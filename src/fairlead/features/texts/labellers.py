@@ -42,7 +42,7 @@ Array = Any
 TERMS, RULE, PHRASES, TRIED, BANK, EXAMPLES = 80, 6, 6, 150, 1500, 10
 GAIN = 0.01  # in F1, for which a rule takes another part, and a label another phrase
 MOST_READ = 4000  # texts that a label is made on
-LEAST = 5  # texts where a latent fires, in each part
+LEAST, SCORED = 5, 3  # texts where a latent fires that a label is made on, and that choosing and scoring need
 
 
 class Corpus:
@@ -102,8 +102,8 @@ class Shown:
 @dataclass(frozen=True)
 class TextLabel:
     """`text` continues "the text ...". `auroc` (with its 95 % interval) and `f1` are measured on held-out texts at the
-    natural base rate `prevalence`; `tried` has every labeller's F1 on `select`. `predicate` is None where no labeller
-    had anything to say, or where there were too few texts; there is no score then."""
+    natural base rate `prevalence`, and None where it fires on too few of them; `tried` has each labeller's F1 on `select`.
+    `predicate` is None where no labeller had anything to say, or where there were too few texts to make a label on."""
 
     text: str
     kind: str
@@ -126,22 +126,26 @@ async def label(
     values = np.asarray(values, dtype=np.float64)
     counts = [int((values[p] > 0).sum()) for p in (apart.shown, apart.select, apart.held)]
     prevalence = float((values[apart.held] > 0).mean()) if len(apart.held) else 0.0
-    if min(counts) < LEAST or counts[0] == len(apart.shown):
+    if counts[0] < LEAST or counts[0] == len(apart.shown):
         return TextLabel("", "", None, prevalence=prevalence)
+    chosen_on = apart.select if counts[1] >= SCORED else apart.shown
     shown = _shown(corpus, values, apart.shown, seed)
-    select, held = corpus.read.part(apart.select), corpus.read.part(apart.held)
+    select, held = corpus.read.part(chosen_on), corpus.read.part(apart.held)
     tried: dict[str, float] = {}
     best: tuple[float, str, Predicate] | None = None
     for kind, labeller in labellers.items():
         predicate = await labeller(shown)
         if predicate is None:
             continue
-        tried[kind] = f1(await scores(predicate, select) >= 0, values[apart.select] > 0)
+        tried[kind] = f1(await scores(predicate, select) >= 0, values[chosen_on] > 0)
         if best is None or tried[kind] > best[0]:
             best = tried[kind], kind, predicate
     if best is None:
         return TextLabel("", "", None, prevalence=prevalence)
-    found, fires = await scores(best[2], held), values[apart.held] > 0
+    fires = values[apart.held] > 0
+    if counts[2] < SCORED or fires.all():
+        return TextLabel(describe(best[2]), best[1], best[2], prevalence=prevalence, tried=tried)
+    found = await scores(best[2], held)
     area = _auroc(found, fires)
     low, high = interval(area, int(fires.sum()), int((~fires).sum()))
     return TextLabel(describe(best[2]), best[1], best[2], area, low, high, f1(found >= 0, fires), prevalence, tried)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fairlead.features.texts.ngrams import STOP, Vocabulary, common, grams, vocabulary, words
+from fairlead.features.texts.ngrams import STOP, Vocabulary, common, vocabulary, words
 
 Array = Any
-ROUNDS, STRONGEST = 150, 2
+ROUNDS, STARTS, FEW, STRONGEST = 100, 3, 32, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +50,34 @@ def topics(terms: Sequence[str], idf: Array, parts: Array) -> Topics:
 
 
 def fit(texts: Sequence[str], n_features: int, seed: int = 0) -> Topics:
-    """`n_features` topics of `texts`, by multiplicative updates from random factors."""
-    sets = [{t for t in grams(words(text), 2) if t not in STOP} for text in texts]
+    """`n_features` topics of `texts`, by multiplicative updates; of few topics the best of
+    `STARTS` random starts."""
+    sets = [{w for w in words(text) if w not in STOP} for text in texts]
     terms = common(sets, least=2, most=0.5, limit=5000)
     seen = np.asarray(terms.of_sets(sets).sum(0)).ravel()
     idf = np.log((1 + len(texts)) / (1 + seen)) + 1
     x = _rows(terms, idf, texts)
-    rng = np.random.default_rng(seed)
     m = min(n_features, *x.shape) if min(x.shape) else 0
-    w, h = rng.random((x.shape[0], m)) + 0.1, rng.random((m, x.shape[1])) + 0.1
+    rng = np.random.default_rng(seed)
+    scale = (float(x.sum()) / max(1, x.shape[0] * x.shape[1] * m)) ** 0.5
+    found = []
+    for _ in range(STARTS if m <= FEW else 1):
+        start = [scale * np.abs(rng.standard_normal(shape)) for shape in ((x.shape[0], m), (m, x.shape[1]))]
+        found.append(_updated(x, start[0], start[1]))
+    _, h = min(found, key=lambda factors: _error(x, *factors))
+    return Topics(terms, idf, h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12))
+
+
+def _updated(x: Any, w: Array, h: Array) -> tuple[Array, Array]:
     for _ in range(ROUNDS):
-        h *= (x.T @ w).T / np.maximum((w.T @ w) @ h, 1e-12)
-        w *= (x @ h.T) / np.maximum(w @ (h @ h.T), 1e-12)
-    h = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
-    return Topics(terms, idf, h)
+        h = h * (x.T @ w).T / np.maximum((w.T @ w) @ h, 1e-12)
+        w = w * (x @ h.T) / np.maximum(w @ (h @ h.T), 1e-12)
+    return w, h
+
+
+def _error(x: Any, w: Array, h: Array) -> float:
+    """‖x − w·h‖² but for ‖x‖²."""
+    return float(((w.T @ w) * (h @ h.T)).sum() - 2 * (w * (x @ h.T)).sum())
 
 
 def _rows(terms: Vocabulary, idf: Array, texts: Sequence[str]) -> Any:
