@@ -102,7 +102,7 @@ class Shown:
 @dataclass(frozen=True)
 class TextLabel:
     """`text` continues "the text ...". `auroc` (with its 95 % interval) and `f1` are measured on held-out texts at the
-    natural base rate `prevalence`, and None where it fires on too few of them; `tried` has each labeller's F1 on `select`.
+    natural base rate `prevalence`, None where it fires on too few of them; `tried` has each labeller's F1 on `select`.
     `predicate` is None where no labeller had anything to say, or where there were too few texts to make a label on."""
 
     text: str
