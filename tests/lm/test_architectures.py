@@ -20,7 +20,7 @@ from fairlead.core.types import Message
 from fairlead.lm.load import load
 from fairlead.lm.subject import LocalSubject
 
-SITES = [f"{kind}.{layer}" for kind in ("resid", "resid_pre", "attn", "mlp") for layer in range(LAYERS)]
+SITES = [f"{kind}.{layer}" for kind in ("resid", "resid_pre", "attn", "mlp", "mlp_in") for layer in range(LAYERS)]
 PROMPTS = [(Message("system", "You shop."), Message("user", page)) for page in PAGES[:3]]
 KINDS = ("resid_pre", "attn", "mlp", "resid")
 
@@ -47,6 +47,21 @@ def test_sites_are_the_residual_stream(model):
             assert attn.abs().max() > 0 and mlp.abs().max() > 0
             if n:
                 assert torch.equal(pre, found[f"resid.{n - 1}"][row])
+
+
+def test_mlp_in_is_what_the_mlp_reads(model):
+    """Behind every norm: the MLP, found by its name here, makes mlp.L (or what a norm makes into it) of it."""
+    block = model.checkpoint.sites.blocks[1]
+    mlp = getattr(block, "mlp", None) or block.block_sparse_moe
+    seen: list[torch.Tensor] = []
+    hook = mlp.register_forward_hook(lambda _m, args, _out: seen.append(args[0]))
+    got = model.activations(PROMPTS[:1], ["mlp_in.1"], "all")["mlp_in.1"][0]
+    hook.remove()
+    assert torch.equal(seen[0][0], got)
+    edited = model.edited({"mlp_in.1": lambda h, _: h * 0 + 1}, "same", lambda: [()])
+    moved = edited.activations(PROMPTS[:1], ["resid.0", "attn.1", "mlp.1"], "all")
+    assert torch.equal(moved["resid.0"][0], model.activations(PROMPTS[:1], ["resid.0"], "all")["resid.0"][0])
+    assert torch.allclose(moved["mlp.1"][0], moved["mlp.1"][0][:1].expand_as(moved["mlp.1"][0]), atol=1e-5)
 
 
 def test_scores_equal_plain_forwards_with_either_attention(model):

@@ -47,10 +47,12 @@ class BlockRun:
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The modules whose outputs a block adds to its stream; None where the block does more than add two of them."""
+    """The modules whose outputs a block adds to its stream; None where the block does more than add two of them.
+    `mlp_in` is the one that reads what the MLP reads: the MLP itself, where `mlp` is a norm behind it."""
 
     attn: nn.Module | None
     mlp: nn.Module | None
+    mlp_in: nn.Module | None = None
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -137,8 +139,22 @@ def _parts(run: BlockRun, eps: float) -> Parts:
         if worst > 4 * eps or (best is not None and worst >= best[0]):
             continue
         if _mixes(attn, calls, eps) and not _mixes(mlp, calls, eps):
-            best = worst, Parts(attn.module, mlp.module)
+            best = worst, Parts(attn.module, mlp.module, _reader(mlp, calls))
     return best[1] if best else Parts(None, None)
+
+
+def _reader(call: Call | None, calls: list[Call]) -> nn.Module | None:
+    """The module with weight matrices that made what `call` put out: itself, or what fed it. A norm has none."""
+    while call is not None:
+        if any(weight.ndim > 1 for weight in call.module.parameters()):
+            return call.module if call.taken is not None and call.taken.shape == call.value.shape else None
+        call = _fed(call, calls)
+    return None
+
+
+def _fed(call: Call, calls: list[Call]) -> Call | None:
+    """The call whose output this one read."""
+    return next((c for c in calls if c.made is call.taken and c is not call), None)
 
 
 def _mixes(call: Call | None, calls: list[Call], eps: float) -> bool:
@@ -154,5 +170,5 @@ def _mixes(call: Call | None, calls: list[Call], eps: float) -> bool:
             now, then = (out[0] if isinstance(out, tuple) else out)[:, -1].double(), call.value[:, -1]
             if float((now - then).norm()) > 10 * eps * float(then.norm()):
                 return True
-        call = next((c for c in calls if c.made is call.taken and c is not call), None)
+        call = _fed(call, calls)
     return False

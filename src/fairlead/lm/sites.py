@@ -12,7 +12,8 @@ from fairlead.core.errors import FairleadError, NotApplicable, UnknownName
 from fairlead.lm.hooks import ForwardInfo, SiteHook
 from fairlead.lm.probe import find_blocks, find_parts
 
-KINDS = ("resid", "resid_pre", "attn", "mlp")
+KINDS = ("resid", "resid_pre", "attn", "mlp", "mlp_in")
+_INPUTS = ("resid_pre", "mlp_in")  # what a module takes in; the others are what one puts out
 
 
 class Sites:
@@ -20,6 +21,7 @@ class Sites:
 
     "resid.L" is what block L puts out, "resid_pre.L" what it takes in, "attn.L" and "mlp.L" what its
     attention and its MLP add to the stream: resid_pre + attn + mlp = resid, as was tried when they were found.
+    "mlp_in.L" is what the MLP reads, behind the norm.
     """
 
     def __init__(self, model: nn.Module, n_layers: int) -> None:
@@ -27,6 +29,7 @@ class Sites:
         parts = find_parts(model, self.blocks)
         self.attn: list[nn.Module | None] = [part.attn for part in parts]
         self.mlp: list[nn.Module | None] = [part.mlp for part in parts]
+        self.mlp_in: list[nn.Module | None] = [part.mlp_in for part in parts]
 
     @property
     def additive(self) -> bool:
@@ -38,7 +41,7 @@ class Sites:
         return [f"{kind}.{i}" for kind in KINDS for i, module in enumerate(self._modules(kind)) if module is not None]
 
     def _modules(self, kind: str) -> Sequence[nn.Module | None]:
-        return {"attn": self.attn, "mlp": self.mlp}.get(kind, self.blocks)
+        return {"attn": self.attn, "mlp": self.mlp, "mlp_in": self.mlp_in}.get(kind, self.blocks)
 
     def place(self, site: str) -> tuple[str, nn.Module]:
         """(kind, module) of a site. UnknownName when there is no such site."""
@@ -100,7 +103,7 @@ class Attached:
         self._ran = [False] * len(hooks)
         for index, (site, hook) in enumerate(hooks):
             kind, module = sites.place(site)
-            if kind == "resid_pre":
+            if kind in _INPUTS:
                 before = self._before(index, site, hook, info)
                 handle = module.register_forward_pre_hook(before, with_kwargs=True)
             else:
