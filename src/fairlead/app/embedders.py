@@ -12,6 +12,7 @@ arm came first.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Embedding:
     d_model: int | None = None
     parameters: int = 0
     meter: Meter = field(default_factory=Meter)
+    annotator: Any = None  # a language model that methods may ask about texts (features.labellers)
     rows: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -60,6 +62,33 @@ class Embedding:
         tokens = sum(len(text) // CHARACTERS + 2 for text in texts)
         self.meter.charge(flops=2.0 * self.parameters * tokens, forwards=1)
         return np.stack([self.rows[text] for text in texts])
+
+
+def save_tfidf(embedding: Embedding, path: Path) -> None:
+    """A fitted TF-IDF as safetensors: its words are metadata."""
+    from safetensors.numpy import save_file
+
+    made = embedding.inner
+    about = {"terms": json.dumps(list(made.terms)), "fingerprint": made.fingerprint}
+    save_file({"idf": made.idf, "components": made.components}, path, metadata=about)
+
+
+def load_tfidf(path: Path) -> Embedding:
+    """What `save_tfidf` wrote. LoadError."""
+    from safetensors import SafetensorError, safe_open
+
+    from fairlead.lm.embed import Tfidf
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+            terms = {str(term): i for i, term in enumerate(json.loads(about["terms"]))}
+            made = Tfidf(terms, file.get_tensor("idf"), file.get_tensor("components"), str(about["fingerprint"]))
+        assert made.idf.shape == (len(terms),) and made.components.shape[0] == len(terms)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AssertionError) as error:
+        raise LoadError(f"{path} cannot be read", expected="the embedder saved beside hypotheses.json",
+                        got=str(error)[:200], do="keep the two files together") from error  # fmt: skip
+    return Embedding(made, made.components.shape[1], made.components.shape[1])
 
 
 def opener(plan: Plan) -> Callable[..., Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.app.models import open_dictionary, open_model, use_threads
+from fairlead.app.texts import read_texts
 from fairlead.app.train import shop_prompts
-from fairlead.core.errors import FairleadError, LoadError
+from fairlead.core.errors import FairleadError
 
 LABELS, SCREEN = "labels.jsonl", "screen"
 SHOP_TEXTS = 200  # prompts of the shop, where no texts are given
@@ -23,7 +23,8 @@ Progress = Callable[[str, int, int], None]  # phase, done, of how many
 
 @dataclass(frozen=True)
 class Harvested:
-    """What a store holds. `alive` latents fired at least once; `l0` latents fire per token; `bytes` on disk."""
+    """What a store holds. `alive` latents fired at least once; `l0` latents fire per token; `bytes` on disk; `cut`
+    texts reached the length that is read, and what comes behind it was left out."""
 
     path: str
     tokens: int
@@ -32,6 +33,7 @@ class Harvested:
     alive: int
     l0: float
     bytes: int
+    cut: int
 
 
 def harvest(
@@ -55,6 +57,7 @@ def harvest(
     use_threads(threads)
     read = None if texts is None else read_texts(texts)[:limit]
     subject, dictionary = open_model(model), open_dictionary(ref)
+    longest = min(max_tokens, subject.checkpoint.shape.context)
     if read is None:
         corpus = chats_of(subject, list(islice(shop_prompts(model, 0), limit or SHOP_TEXTS)))
     else:
@@ -63,27 +66,9 @@ def harvest(
     count = Index(store).count
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     l0 = float(count.sum()) / max(1, store.n_tokens)
-    header = store.header
-    return Harvested(str(out), header.tokens, header.sequences, header.n_features, int((count > 0).sum()), l0, size)
-
-
-def read_texts(file: Path) -> list[str]:
-    """Texts, one a line; of a .jsonl file, the value under "text". Blank lines are left out. LoadError."""
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [str(json.loads(line)["text"]) for line in lines] if file.suffix == ".jsonl" else lines
-    except OSError as error:
-        raise LoadError(f"{file} cannot be read: {error.strerror}", expected="a text file, one text a line") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoadError(
-            f"{file} cannot be read: {error}",
-            expected='UTF-8, one text a line; in .jsonl, objects with "text"',
-            do="convert the file",
-        ) from error
-    texts = [t for t in texts if t.strip()]
-    if not texts:
-        raise LoadError(f"{file} has no text in it", expected="one text a line")
-    return texts
+    header, alive = store.header, int((count > 0).sum())
+    cut = 0 if read is None else sum(len(ids) == longest for ids in corpus.ids)
+    return Harvested(str(out), header.tokens, header.sequences, header.n_features, alive, l0, size, cut)
 
 
 def show(root: Path, latent: int, *, examples: int = 5) -> dict[str, Any]:
@@ -241,12 +226,19 @@ def _lens(store: Any, model: str, ref: str) -> Any:
 
 
 def _asked(ask: Ask) -> Any:
-    from fairlead.features.labellers import Asked, LocalAnnotator, RemoteAnnotator
+    from fairlead.features.labellers import Asked
+
+    return Asked(annotator(ask))
+
+
+def annotator(ask: Ask, meter: Any = None) -> Any:
+    """The language model of `ask`; an endpoint's calls are charged to `meter`."""
+    from fairlead.features.labellers import LocalAnnotator, RemoteAnnotator
     from fairlead.lm.remote import Remote
 
     if ask.url is not None:
-        return Asked(RemoteAnnotator(Remote(ask.url, ask.model, api_key_env=ask.key_env)))
-    return Asked(LocalAnnotator(open_model(ask.model)))
+        return RemoteAnnotator(Remote(ask.url, ask.model, api_key_env=ask.key_env, meter=meter))
+    return LocalAnnotator(open_model(ask.model))
 
 
 @dataclass(frozen=True)
