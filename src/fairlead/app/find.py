@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fairlead.app import check
 from fairlead.app.catalogue import plan_path
 from fairlead.app.models import open_dictionary, open_model, use_threads
 from fairlead.core import plugins
@@ -74,13 +75,21 @@ def prepare(
     return Search(plan, model, dictionary, train, validation)
 
 
-def execute(job: Search, *, progress: Progress | None = None, threads: int = 1) -> Found:
-    """Roll out the bare model, search, and choose. Nothing is written."""
+def execute(
+    job: Search,
+    *,
+    progress: Progress | None = None,
+    threads: int = 1,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Found:
+    """Roll out the bare model, search, and choose. Nothing is written. `warn` is told, before the search, where the
+    dictionary does not seem to fit the model."""
     use_threads(threads)
     plan, task = job.plan, _task(job.plan)
     subject, dictionary = open_model(job.model), open_dictionary(job.dictionary)
     options = plan.options_of(components(METHOD)[0]) if METHOD in plan.arms else {}
     allowance = Allowance(plan.budget, subject.meter.snapshot, arm=METHOD, share=dictionary_share(dictionary))
+    checked: list[Episode] = []
     total, done = len(job.train) + len(job.validation), 0
 
     async def roll(world: Any, items: Sequence[Item]) -> list[Episode]:
@@ -91,6 +100,10 @@ def execute(job: Search, *, progress: Progress | None = None, threads: int = 1) 
             done = min(total, done + min(plan.chunk, len(items) - start))
             if progress:
                 progress(done, total)
+        if not checked and world is subject:
+            checked.extend(found)
+            for line in check.on_episodes(subject, dictionary, found):
+                warn(line)
         return found
 
     def alone(name: str) -> Any:

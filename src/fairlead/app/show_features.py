@@ -15,6 +15,8 @@ def harvested(found: Any) -> None:
         f"{found.tokens} tokens of {found.sequences} texts; {found.alive} of {found.n_features} latents fire, "
         f"{found.l0:.1f} a token; {found.bytes / 1e6:.1f} MB"
     )
+    if found.cut:
+        click.echo(f"{found.cut} texts reach the length that is read (--max-tokens); what comes behind it was left out")
     click.echo(f"next: fairlead features show {found.path} LATENT; fairlead features label {found.path}")
 
 

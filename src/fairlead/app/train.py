@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.app.models import open_model
+from fairlead.app.texts import read_texts
 from fairlead.core.errors import FairleadError, LoadError
 from fairlead.core.types import Message, Messages
 from fairlead.dictionaries import TrainConfig
@@ -80,8 +81,7 @@ def execute(job: Training, *, progress: Callable[[str, int, int], None] | None =
 
 def _prompts(job: Training) -> Iterable[Messages]:
     if job.texts is not None:
-        lines = [line for line in job.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(Message("user", line),) for line in lines]
+        return [(Message("user", text),) for text in read_texts(job.texts)]
     return islice(shop_prompts(job.model, job.config.seed), 2 * job.rows)
 
 

@@ -25,6 +25,7 @@ from fairlead.lm.tree import Tree, grow
 
 Metric = Callable[[Tensor], Tensor] | Sequence[float]
 Context = Callable[[], AbstractContextManager[None]]
+CHARACTERS = 256  # of a raw text for each token that is wanted of it; no token spells more
 ROOM = 48  # tokens kept for the answer where examples compete with the prompt for the context
 
 
@@ -277,10 +278,11 @@ class LocalSubject:
         return {site: [got[place[i]] for i in range(len(rows))] for site, got in out.items()}
 
     def text_tokens(self, texts: Sequence[str], max_tokens: int | None = None) -> list[tuple[int, ...]]:
-        """The token ids of raw texts, each cut to `max_tokens` and to the context. They begin with the BOS where
+        """The token ids of raw texts, each cut to `max_tokens` and to the context (what is far behind the cut, 256
+        characters for each token, is not even tokenized). They begin with the BOS where
         this tokenizer puts one before a text; it never comes twice. An empty text without BOS is an error."""
         longest = min(max_tokens or self.checkpoint.shape.context, self.checkpoint.shape.context)
-        found = [self.checkpoint.chat.raw(text)[:longest] for text in texts]
+        found = [self.checkpoint.chat.raw(text[: CHARACTERS * longest])[:longest] for text in texts]
         if empty := [i for i, ids in enumerate(found) if not ids]:
             raise FairleadError("a text of no tokens", expected="some text", got=f"text {empty[0]} is empty")
         return found
