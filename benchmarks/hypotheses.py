@@ -26,6 +26,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata, t
 
+from fairlead.core.keys import sha256
 from fairlead.core.protocols import FitContext
 from fairlead.core.types import Item
 from fairlead.features.texts import dictionary, labellers, predicates, select, topics
@@ -126,7 +127,22 @@ def auc(p: Any, y: Any) -> float:
     return float((rankdata(p)[y].sum() - m * (m + 1) / 2) / (m * (len(y) - m)))
 
 
+def fitted_once() -> None:
+    """Arms of one fold that ask for the same dictionary share its fit; the first of them is charged its seconds."""
+    inner, known = dictionary.fit, {}
+
+    def fit(kind: str, x: Any, seed: int = 0, **more: Any) -> Any:
+        key = (kind, sha256(np.ascontiguousarray(x).tobytes()), seed, tuple(sorted(more.items())))
+        if key not in known:
+            known.clear()
+            known[key] = inner(kind, x, seed, **more)
+        return known[key]
+
+    dictionary.fit = fit  # type: ignore[assignment]
+
+
 async def headlines(folder: Path, embedder: Kept, seeds: int, folds: int, k: int, names: tuple[str, ...]) -> None:
+    fitted_once()
     items = pairs(folder)
     y = np.array([item.data["label"] for item in items])
     clusters = np.unique([item.cluster for item in items], return_inverse=True)[1]
@@ -188,7 +204,7 @@ def no_sibling(name: str) -> Any:
 # ---- scale
 
 
-def scale(n: int, width: int, latents: int, kind: str) -> None:
+def scale(n: int, width: int, latents: int, kind: str, epochs: int | None) -> None:
     """Fit, encode and select on drawn rows; the most memory the process held."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((latents // 4, width)).astype(np.float32)
@@ -204,7 +220,7 @@ def scale(n: int, width: int, latents: int, kind: str) -> None:
         return found
 
     print(f"{n} rows × {width}, {latents} latents, {kind}")
-    levels = timed("fit", lambda: dictionary.fit(kind, x, 0, n_features=latents))
+    levels = timed("fit", lambda: dictionary.fit(kind, x, 0, n_features=latents, epochs=epochs))
     z = timed("encode", lambda: dictionary.encode(levels, x))
     chosen = timed("lasso to exactly 20", lambda: select.select(z, y, 20))
     timed("separation", lambda: select.select(z, y, 20, "separation"))
@@ -225,9 +241,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--latents", type=int, default=4096)
     parser.add_argument("--kind", default="levels")
+    parser.add_argument("--epochs", type=int, help="of scale: passes over the rows; default: from their number")
     given = parser.parse_args()
     if given.what == "scale":
-        return scale(given.n, given.width, given.latents, given.kind)
+        return scale(given.n, given.width, given.latents, given.kind, given.epochs)
     for path in given.paths:
         if given.embedder == "tfidf":
             data = json.loads(path.read_text(encoding="utf-8")) if given.what == "recovery" else None

@@ -73,10 +73,11 @@ def on(m: int) -> int:
 
 def fit(
     kind: str, x: Any, seed: int = 0, *, n_features: int | None = None, k: int | None = None,
-    progress: Progress | None = None,
+    epochs: int | None = None, progress: Progress | None = None,
 ) -> Levels:  # fmt: skip
     """A dictionary of x [n, d], unit rows of float32. `n_features` (of levels: the finest) and `k` default to
-    `sizes(n)`. FairleadError where there are too few texts, or where all are alike."""
+    `sizes(n)`; `epochs`, passes over the texts at most, to fewer the more there are. FairleadError where there are
+    too few texts, or where all are alike."""
     if kind not in KINDS:
         raise FairleadError("unknown kind of dictionary", expected=" or ".join(KINDS), got=kind)
     rows = torch.as_tensor(np.asarray(x, dtype=np.float32))
@@ -91,12 +92,12 @@ def fit(
         ladder = [s for s in (4 * 2**i for i in range(12)) if s < m] + [m]
         fitted = []
         for i, size in enumerate(ladder):
-            fitted.append(_trained("topk", rows, size, k if k and size == m else on(size), seed))
+            fitted.append(_trained("topk", rows, size, k if k and size == m else on(size), seed, epochs))
             if progress:
                 progress(i + 1, len(ladder))
         return Levels(kind, tuple(fitted))
     if kind == "matryoshka":
-        return Levels(kind, (_trained(kind, rows, m, min(k or on(m), m), seed, progress),))
+        return Levels(kind, (_trained(kind, rows, m, min(k or on(m), m), seed, epochs, progress),))
     if kind == "kmeans":
         return Levels(kind, (kmeans.fit(rows, m, seed, iterations=50),))
     m = min(m - m % 2, 2 * (d - d % 2))
@@ -124,13 +125,15 @@ def encode(dictionary: Levels, x: Any) -> Any:
 # ---- trained
 
 
-def _trained(kind: Any, rows: Tensor, m: int, k: int, seed: int, progress: Progress | None = None) -> SparseDictionary:
+def _trained(
+    kind: Any, rows: Tensor, m: int, k: int, seed: int, epochs: int | None, progress: Progress | None = None
+) -> SparseDictionary:
     """Epochs until held-out reconstruction has not improved for `PATIENCE` of them; the best one's weights."""
     n = len(rows)
     held = max(4, min(8192, n // 10))
     batch = max(4, min(128 if n < 20_000 else 1024, (n - held) // 4))
     per_epoch = max(1, (n - held) // batch)
-    epochs = int(np.clip(EPOCHS * 2000 // n, 4, EPOCHS))
+    epochs = epochs or int(np.clip(EPOCHS * 2000 // n, 4, EPOCHS))
     config = TrainConfig(
         n_features=m, kind=kind, k=k, groups=_groups(m), steps=per_epoch * epochs, batch=batch,
         lr=1e-3 if kind == "topk" else 3e-3, decay=0.5, dead_after=2 * n, held_out=held, seed=seed,
