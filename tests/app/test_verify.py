@@ -229,6 +229,15 @@ def test_a_tampered_fit_and_a_tampered_ledger(run: Path) -> None:
     found(run, "ledger/", "fit.tuning_trials: 1 -> 0")
 
 
+@pytest.mark.parametrize(("file", "text"), [
+    ("trials/{}.done", '{"status":"complete","records_sha256":""}'), ("fitted/{}/cost.json", "{"),
+    ("fitted/{}/cost.json", "[]"), ("ledger/{}.json", "{}"),
+])  # fmt: skip
+def test_json_of_another_shape_is_a_difference_and_never_a_traceback(run: Path, file: str, text: str) -> None:
+    (run / file.format(key_of(run, "prompt"))).write_text(text)
+    found(run)
+
+
 def test_a_run_that_was_interrupted_and_resumed_verifies(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "uncommitted", list)
     path, rows = lines(run, "prompt")

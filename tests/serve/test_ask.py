@@ -14,7 +14,7 @@ from fairlead.serve.ask import Refused, read
 KEYS = [*ask._READ, *ask._IGNORED, *ask._NEUTRAL, "role", "content", "type", "text", "choices", "step", "include_usage"]
 WORDS = st.sampled_from(["user", "assistant", "system", "developer", "text", "none", "auto", "m"])
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 2000) | st.floats() | st.text(max_size=6) | WORDS,
+    st.none() | st.booleans() | st.integers(-3, 2000) | st.just(10**400) | st.floats() | st.text(max_size=6) | WORDS,
     lambda inside: st.lists(inside, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inside, max_size=4),
     max_leaves=12,
 )

@@ -68,14 +68,17 @@ def verify(run_dir: Path, *, seal: str | None = None, progress: Say | None = Non
         raise RecordError(f"no run in {run_dir}", expected="plan.json", do="name the directory of a run")
     try:
         run = Run.open(run_dir)
-    except FairleadError as error:
-        out.wrong(f"{run_dir} cannot be read", "whole files", str(error))
+    except Exception as error:  # whatever a damaged file makes it raise
+        out.wrong(f"{run_dir} cannot be read", "whole files", _said(error))
         return out
     say("plan and lock", 0, 0)
     facts = _heads(run, out)
     for i, state in enumerate(run.trials):
         say("trials", i, len(run.trials))
-        _trial(run, state, out)
+        try:
+            _trial(run, state, out)
+        except Exception as error:  # JSON of another shape than was written
+            out.wrong(f"files of trial {state.trial.arm}, {_short(state.trial.key)}", "what was written", _said(error))
     _records(run, out)
     _traces(run, out, say)
     if facts is not None:
@@ -90,8 +93,8 @@ def verify(run_dir: Path, *, seal: str | None = None, progress: Say | None = Non
         try:
             _verdict(run, out)
             _page(run, out)
-        except FairleadError as error:
-            out.wrong("the run cannot be judged", "a verdict", str(error))
+        except Exception as error:  # so damaged that no verdict comes of it
+            out.wrong("the run cannot be judged", "a verdict", _said(error))
     return out
 
 
@@ -326,3 +329,7 @@ def _short(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     hexed = len(text) == 64 and set(text) <= set("0123456789abcdef")
     return text[:12] if hexed else text if len(text) <= 160 else text[:157] + "..."
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, FairleadError) else f"{type(error).__name__}: {error}"

@@ -156,7 +156,8 @@ def _flag(value: Any, key: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """True of a whole number of any size, which no float need hold, and of a finite float."""
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _no_constant(name: str) -> Any:
