@@ -124,7 +124,7 @@ def run(
     lock = None if exploratory else locking.required(job)
     show.preview(cost)
     with show.bar(as_json) as bar:
-        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock)
+        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock, warn=show.warning)
     states = [{**dataclasses.asdict(t.trial), "status": t.status, "reason": t.reason, "records": t.records}
               for t in found.trials]  # fmt: skip
     if as_json:
@@ -264,7 +264,9 @@ def find(
     )
     with show.bar(as_json) as bar:
         task = bar.add_task("episodes", total=len(job.train) + len(job.validation))
-        found = verb.execute(job, progress=lambda done, _: bar.update(task, completed=done), threads=threads)
+        found = verb.execute(
+            job, progress=lambda done, _: bar.update(task, completed=done), threads=threads, warn=show.warning
+        )
     if as_json:
         show.json_value(found)
         return

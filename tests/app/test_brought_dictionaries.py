@@ -70,6 +70,7 @@ def ran(plan: str, model: Path, ref: str) -> dict:
     words = ["run", plan, "--model", str(model), "--dictionary", ref, "--exploratory", "--json"]
     got = CliRunner().invoke(main, words, catch_exceptions=False)
     assert got.exit_code == 0, got.output
+    assert "warning: " in got.stderr and "on the train prompts of" in got.stderr  # random weights never fit
     return json.loads(got.stdout)
 
 

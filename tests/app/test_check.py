@@ -20,6 +20,7 @@ def home(tmp_path_factory):
     model = make_model(root / "tiny", layers=3)
     rows = torch.randn(400, 16, generator=torch.Generator().manual_seed(1))
     dictionaries.save(random_dictionary.fit(rows, 24, name="r", site="resid.1"), root / "resid.1")
+    (root / "bytes.txt").write_bytes(b"\xff\x00red")
     (root / "texts.txt").write_text("red blue green\n\nblue red\n" * 20)
     return root, model
 
@@ -38,7 +39,8 @@ def test_it_reports_and_warns(home):
 @pytest.mark.parametrize("words, message", [
     (["nowhere", "nowhere@resid.1"], "no dictionary"),
     (["{model}", "{root}@resid.2"], "no dictionary"),
-    (["{model}", "{root}@resid.1", "--texts", "none.txt"], "no file none.txt"),
+    (["{model}", "{root}@resid.1", "--texts", "none.txt"], "none.txt cannot be read"),
+    (["{model}", "{root}@resid.1", "--texts", "{root}/bytes.txt"], "UTF-8"),
 ])  # fmt: skip
 def test_bad_input_is_one_message(home, words, message):
     filled = [word.format(root=home[0], model=home[1]) for word in words]

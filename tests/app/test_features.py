@@ -51,6 +51,14 @@ def test_from_harvest_to_labels_and_scores(cli: Cli, store: Path) -> None:
     assert "label: " in shown.stdout and "output score" in shown.stdout and "[[" in shown.stdout
 
 
+def test_texts_that_are_cut_are_counted(cli: Cli, pocket: Path) -> None:
+    Path("long.txt").write_text("buy\n" + "buy a red lamp " * 5 + "\n")
+    words = ("features", "harvest", MODEL, DICTIONARY, "--texts", "long.txt", "--out", "store", "--max-tokens", "6")
+    said = cli(*words)
+    assert said.exit_code == 0 and "1 texts reach the length" in said.stdout
+    assert json.loads(cli(*words, "--json").stdout)["cut"] == 1
+
+
 def test_without_texts_it_reads_the_shop(cli: Cli, pocket: Path) -> None:
     got = cli("features", "harvest", MODEL, DICTIONARY, "--out", "store", "--limit", "3", "--no-neighbours")
     assert got.exit_code == 0 and "tokens of 3 texts" in got.stdout

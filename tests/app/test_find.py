@@ -23,6 +23,7 @@ def test_what_is_printed_names_the_latents_and_the_edit(cli, plan):
     got = cli("find", plan, "--limit", 1)
     assert got.exit_code == 0, got.output
     assert "latent " in got.stdout and "edit: " in got.stdout
+    assert "on the train prompts of pocket/tiny: it explains" in got.stderr
     assert "1 train" not in got.stderr and "3 train and 3 validation episodes" in got.stderr
 
 

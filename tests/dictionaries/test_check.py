@@ -112,7 +112,7 @@ def test_a_transcoder_is_checked_on_both_of_its_sites(world, good):
     right = self_check(through.replace(b_dec=mean), world, TEXTS)
     assert right.ok and right.explained_variance > 0.6
     wrong = self_check(through.replace(b_dec=mean, site_in="resid.0"), world, TEXTS)
-    assert not wrong.ok and "another model" in wrong.warnings[-1]
+    assert not wrong.ok and "not tried for transcoders" in wrong.warnings[-1]
 
 
 def test_misfits_are_errors(world, good, tmp_path):

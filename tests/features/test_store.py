@@ -213,7 +213,7 @@ def test_stopped_anywhere_it_leaves_the_same_bytes(
 
     for stop in (1, 4, 9, 38):
         left = [stop]
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        with monkeypatch.context() as patch, pytest.raises(FairleadError, match="cannot be written: disk full"):
             patch.setattr(np, "save", failing)
             made(out)
     made(out)

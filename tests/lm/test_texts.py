@@ -77,6 +77,7 @@ def test_cut_and_empty(subject):
     assert [len(rows) for rows in got] == [len(i) for i in ids]
     assert torch.allclose(got[0], plainly(subject, TEXTS[0], 5)[1], atol=1e-5)
     assert len(subject.text_tokens(["blue cup " * 900])[0]) == subject.checkpoint.shape.context
+    assert subject.text_tokens(["blue cup " * 10**6], 5) == subject.text_tokens(["blue cup " * 9], 5)
     with pytest.raises(FairleadError, match="no tokens"):
         subject.text_tokens(["a", ""])
 

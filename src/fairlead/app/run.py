@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fairlead.app import check
 from fairlead.app.catalogue import plan_path
 from fairlead.app.embedders import opener
 from fairlead.app.models import open_dictionary, use_threads
@@ -122,12 +123,14 @@ def execute(
     lock: Lock | None = None,
     why: str = "run with --exploratory",
     load: Callable[..., Any] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Run:
     """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there. Records are
     made under `lock` (`app.lock.required`); without one they are exploratory, and `why` is noted. `load` opens models
-    in another way."""
+    in another way. `warn` is told, before anything is searched, where a dictionary does not seem to fit its model."""
     use_threads(1 if job.in_browser else threads)
     load = load or opener(job.plan)
+    load = load if warn is None else _checking(load, job.plan, warn)
     return run_study(
         job.plan,
         job.run_dir,
@@ -139,6 +142,24 @@ def execute(
         why=why,
         one_at_a_time=True,
     )
+
+
+def _checking(load: Callable[..., Any], plan: Plan, warn: Callable[[str], None]) -> Callable[..., Any]:
+    """`load`, which looks at a model's dictionary on a few train episodes of the text twin when first called."""
+    seen: set[str] = set()
+    options = plan.options_for_task(plan.decoding[0])
+    if options.get("front") == "chromium":
+        options = {**options, "front": "text"}
+
+    def opened(ref: str, **how: Any) -> Any:
+        subject, dictionary = load(ref, **how), plan.dictionary_of(ref)
+        if dictionary is not None and ref not in seen and hasattr(subject, "activations"):
+            for line in check.on_train(subject, open_dictionary(dictionary), plugins.get("tasks", plan.task)(options)):
+                warn(line)
+        seen.add(ref)
+        return subject
+
+    return opened
 
 
 def with_models(text: str, models: Sequence[str], dictionaries: Sequence[str]) -> str:

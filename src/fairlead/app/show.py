@@ -72,6 +72,11 @@ class StudyBar:
             click.echo(f"{at.index + 1}/{at.trials}  {said}", err=True)
 
 
+def warning(line: str) -> None:
+    """Something to look at, on stderr."""
+    click.echo(f"warning: {line}", err=True)
+
+
 def preview(cost: Any) -> None:
     """What a run will cost, before it does."""
     click.echo(cost.question, err=True)

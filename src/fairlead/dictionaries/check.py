@@ -176,7 +176,9 @@ def _likely(now: Measured, tried: Mapping[str, Measured], told: Mapping[str, Any
         return min(gap, 2.0) + 0.3 * spread
 
     best = min(tried, key=lambda label: off(tried[label]), default=None)
-    if best is None or off(tried[best]) > (1 - MENDS) * off(now):
+    if best is None:
+        return "what may be wrong is not tried for transcoders: look at its layer, and at the model it was trained on"
+    if off(tried[best]) > (1 - MENDS) * off(now):
         return (
             "nothing that was tried explains it: it may belong to another model (a base one, a chat-tuned one), or "
             "to text unlike this"

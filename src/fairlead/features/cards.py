@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fairlead.core.errors import NotApplicable
+from fairlead.features.lens import lens_of
 from fairlead.features.points import Point
 
 CONTEXTS, AROUND, TOKENS, NEIGHBOURS = 5, 8, 6, 4
@@ -76,14 +77,13 @@ def label(contexts: Sequence[dict[str, Any]]) -> str | None:
 
 def logit_lens(subject: Any, direction: Tensor) -> dict[str, list[list[Any]]]:
     """Tokens whose logits one unit of `direction` [d] raises and lowers most, read through the final norm's
-    gain and the unembedding (the norm's division is left out, so the scale is relative)."""
-    model = subject.model
-    norm = getattr(getattr(model, "model", model), "norm", None)
-    gain = getattr(norm, "weight", None)
-    with torch.inference_mode():
-        read = direction.float() if gain is None else direction.float() * gain.float()
-        logits = model.get_output_embeddings().weight.float() @ read
-        top, bottom = logits.topk(TOKENS), (-logits).topk(TOKENS)
+    gain and the unembedding (the norm's division is left out, so the scale is relative). Empty where no norm feeds
+    the head."""
+    try:
+        logits = lens_of(subject).logits(direction[None])[0]
+    except NotApplicable:
+        return {"positive": [], "negative": []}
+    top, bottom = logits.topk(TOKENS), (-logits).topk(TOKENS)
 
     def name(token: int) -> str:
         return str(subject.tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -108,9 +108,12 @@ def begin(root: Path, header: Header, vocabulary: Sequence[str]) -> None:
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FairleadError(f"{root} is there already", expected="a new directory, or a store to go on with")
     else:
-        (root / SHARDS).mkdir(parents=True, exist_ok=True)
-        _write(root / VOCABULARY, json.dumps(list(vocabulary), ensure_ascii=False))
-        _write(known, canonical(asdict(header)) + "\n")
+        try:
+            (root / SHARDS).mkdir(parents=True, exist_ok=True)
+            _write(root / VOCABULARY, json.dumps(list(vocabulary), ensure_ascii=False))
+            _write(known, canonical(asdict(header)) + "\n")
+        except OSError as error:
+            raise _unwritable(root, error) from error
     for left in (root / SHARDS).glob("*.part"):
         shutil.rmtree(left)
 
@@ -139,13 +142,24 @@ def write_shard(root: Path, number: int, header: Header, sequences: Sequence[Arr
 
 
 def save_arrays(place: Path, arrays: dict[str, Array]) -> None:
-    """A directory of .npy files that appears whole or not at all."""
+    """A directory of .npy files that appears whole or not at all. FairleadError when it cannot be written."""
     part = place.with_name(place.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, array in arrays.items():
-        np.save(part / f"{name}.npy", array, allow_pickle=False)
-    part.rename(place)
+    try:
+        part.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array, allow_pickle=False)
+        part.rename(place)
+    except OSError as error:
+        raise _unwritable(place, error) from error
+
+
+def _unwritable(place: Path, error: OSError) -> FairleadError:
+    return FairleadError(
+        f"{place} cannot be written: {error.strerror or error}",
+        expected="a directory that can be written to, and room on its disk",
+        do="make room or choose another directory, and run the same command again: what is whole is kept",
+    )
 
 
 def load_array(file: Path) -> Array:
