@@ -149,6 +149,14 @@ def test_rows_in_memory_and_pairs(tmp_path: Path):
     assert "pairs in which only one has it" in Path(told["page"]).read_text(encoding="utf-8")
 
 
+def test_no_hypothesis_is_a_result_too(tmp_path: Path):
+    """Texts that share no word: nothing can be said in words, and the report says that."""
+    rows = [{"t": f"{chr(97 + i % 26) * (3 + i // 26)}", "l": i % 2} for i in range(200)]
+    told = verb.hypothesize(rows, "t", "l", embedder="tfidf", k=3, arms=["dense"], runs=tmp_path)
+    assert told["lists"]["texts.labels"]["found"] == 0 and told["arms"]
+    assert Path(told["page"]).is_file() and told["lead"]["sentences"]
+
+
 # ---- the command line
 
 

@@ -232,13 +232,17 @@ def _asked(ask: Ask) -> Any:
 
 
 def annotator(ask: Ask, meter: Any = None) -> Any:
-    """The language model of `ask`; an endpoint's calls are charged to `meter`."""
+    """The language model of `ask`. An endpoint keeps its answers itself and charges its calls to `meter`; a local
+    model's answers are kept by its weights and the whole prompt."""
     from fairlead.features.labellers import LocalAnnotator, RemoteAnnotator
+    from fairlead.features.texts.labellers import KeptAnnotator
+    from fairlead.lm.cache import Cache, default_file
     from fairlead.lm.remote import Remote
 
     if ask.url is not None:
         return RemoteAnnotator(Remote(ask.url, ask.model, api_key_env=ask.key_env, meter=meter))
-    return LocalAnnotator(open_model(ask.model))
+    subject = open_model(ask.model)
+    return KeptAnnotator(LocalAnnotator(subject), Cache(default_file("answers")), subject.fingerprint)
 
 
 @dataclass(frozen=True)

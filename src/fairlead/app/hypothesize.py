@@ -149,7 +149,7 @@ def _plan_text(settings: Settings, task: HypothesesTask, arms: Sequence[str]) ->
     clusters = {s: len({i.cluster for i in task.items(s)}) for s in ("train", "validation", "test")}
     beat = [arm for arm in SIMPLER if arm in arms] or [arm for arm in arms if arm != CLAIM][:1]
     top: dict[str, Any] = {
-        "question": f"What in {' and '.join(settings.text)} explains {settings.label}?",
+        "question": f"What in {', against '.join(settings.text)} explains {settings.label}?",
         "task": "hypotheses",
         "model": settings.embedder,
         "seeds": [settings.seed],
@@ -238,9 +238,9 @@ def _told(ready: Prepared, found: Run, lock: locks.Lock | None, why: str, permut
     classes = sorted(set(map(str, labels))) if table.kind == "multiclass" else ()
     lists = {}
     for arm, rows in outcomes.items():
-        if claims.get(arm) and all(c.get("predicate") for c in claims[arm]):
+        if arm == CLAIM or (claims.get(arm) and all(c.get("predicate") for c in claims[arm])):
             fired = [row["fired"] for row in rows]
-            lists[arm] = _list(claims[arm], fired, items, table.kind, classes, clusters, settings, permutations)
+            lists[arm] = _list(claims.get(arm, ()), fired, items, table.kind, classes, clusters, settings, permutations)
     judged = _verdict(ready.job.run_dir)
     told = {
         "format": FORMAT, "fairlead": __version__, "question": ready.job.plan.question,

@@ -70,6 +70,11 @@ def lead(told: Mapping[str, Any]) -> dict[str, Any]:
             said.append(f"None of {many} rules in words holds up on {rows}.")
         else:
             said.append("No rule in words could be made of these texts.")
+        if n:
+            best = found["hypotheses"][0]
+            about = f" ({best['effect']['label']})" if best["effect"]["label"] else ""
+            size = amount(told["kind"], best["effect"]["value"])
+            said[-1] += f" The clearest: the text {best['text']}, {size}{about}."
         said.append(_power(told, found))
     return {"sentences": said, "list": listed, "winner": listed if listed != claim else (
         max(better, key=lambda a: a["value"])["arm"] if better else claim)}  # fmt: skip
