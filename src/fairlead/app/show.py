@@ -17,6 +17,7 @@ from rich.text import Text
 
 WIDE = 200
 DIFFERENCES = 30  # that `verify` prints in a terminal
+REPEATS = 5  # lines of a case file that `fix` names as left out
 
 
 def json_value(value: Any) -> None:
@@ -236,8 +237,10 @@ def cases(found: Any) -> None:
     """`fix`: what the file holds."""
     sizes = ", ".join(f"{found.items[name]} {name}" for name in found.items)
     click.echo(f"cases: {sizes} (in {', '.join(str(n) for n in found.clusters.values())} clusters)", err=True)
-    for kept, left in found.task.repeats:
+    for kept, left in found.task.repeats[:REPEATS]:
         click.echo(f"  line {left} repeats line {kept}: left out", err=True)
+    if len(found.task.repeats) > REPEATS:
+        click.echo(f"  and {len(found.task.repeats) - REPEATS} more; --json names each", err=True)
     if not found.short and found.needed is not None and found.clusters["test"] < found.needed:
         effect = f"{100 * found.settings.effect:g} points"
         click.echo(f"  {found.clusters['test']} test clusters may miss a gain of {effect}; {found.needed} find it "
