@@ -29,6 +29,12 @@ class _Group(click.Group):
         except FairleadError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2)
+        except OSError as error:  # a full disk, a read-only folder
+            if error.errno is None:
+                raise
+            where = f" {error.filename}" if error.filename else ""
+            click.echo(f"error: the system refused{where}: {error.strerror or error}", err=True)
+            ctx.exit(2)
         except KeyboardInterrupt:
             goes_on = "; the same command goes on from here" if ctx.invoked_subcommand in _RESUMED else ""
             click.echo(f"stopped{goes_on}", err=True)

@@ -84,13 +84,12 @@ class TestPlans:
         refused(cli("report", "nowhere"), "no run in nowhere")
         nothing_written()
 
-
     @pytest.mark.parametrize("verb", ["run", "steer"])
     def test_ctrl_c_is_one_line_and_exit_code_130(self, cli, plan, monkeypatch, verb):
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(f"fairlead.app.{verb}.open_model", stop)
+        monkeypatch.setattr(f"fairlead.app.{verb}.{'opener' if verb == 'run' else 'open_model'}", stop)
         args = ("run", plan, "--exploratory") if verb == "run" else ("steer", "1 = 0", "--prompt", "x")
         got = cli(*args)
         assert got.exit_code == 130 and "Traceback" not in got.stderr
@@ -204,3 +203,11 @@ def test_a_disk_that_fills_up_loses_nothing(cli, plan, monkeypatch):
 
     assert set(plain(kept)) <= set(plain(Run.open("filled").records))
     assert plain(Run.open("filled").records) == plain(Run.open("whole").records)
+
+
+def test_what_the_system_refuses_is_one_message(cli, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "page.html")
+
+    monkeypatch.setattr("fairlead.app.doctor.checks", full)
+    refused(cli("doctor"), "page.html", "No space left on device")
