@@ -33,11 +33,14 @@ class Lens:
 
 @torch.inference_mode()
 def lens_of(subject: Any) -> Lens:
-    """The lens of a LocalSubject's checkpoint. NotApplicable where no norm feeds the head."""
+    """The lens of a LocalSubject's checkpoint, charged as the one token it is found with. NotApplicable where no norm
+    feeds the head."""
     model = subject.model
     head = model.get_output_embeddings()
     with subject.checkpoint.lock:
         norm = _last_norm(model, head)
+    if subject.meter is not None:
+        subject.meter.charge(prompt_tokens=1, flops=subject.checkpoint.shape.flops(1, 1, 1), forwards=1)
     if norm is None:
         raise NotApplicable(
             f"no logit lens for {type(model).__name__}", expected="a norm whose output the unembedding reads"
