@@ -94,7 +94,8 @@ class TestAPlantedFailure:
         cases = [c for c in broken[1] if not score.get(("none", c["id"]), True) and score[("winner", c["id"])]][:3]
         assert cases and found.serve is not None
         words = [*shlex.split(found.serve)[1:], "--port", "0", "--stop-after", "120", "--json"]
-        command = [sys.executable, "-c", "from fairlead.cli import main; main()", *words]
+        heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job does not
+        command = [sys.executable, "-c", f"{heeds}; from fairlead.cli import main; main()", *words]
         server = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
@@ -111,8 +112,12 @@ class TestAPlantedFailure:
                     assert sum(edit["fired"] for edit in said["edits"]) > 0
         finally:
             server.send_signal(signal.SIGINT)
-            assert server.wait(30) == 130
-            server.stdout.close()
+            try:
+                assert server.wait(60) == 130
+            finally:
+                server.kill()
+                server.wait()
+                server.stdout.close()
 
 
 def ask(url: str, model: str, case: dict[str, Any]) -> dict[str, Any]:

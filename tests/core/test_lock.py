@@ -114,12 +114,14 @@ def test_the_code_is_a_commit_in_a_checkout_and_a_hash_everywhere(tmp_path, monk
 
 def test_evaluations_are_counted_where_they_can_be(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIRLEAD_STATE", str(tmp_path / "state"))
-    assert [evaluations.count("k", None), evaluations.count("k", "l"), evaluations.count("k2", "l")] == [1, 2, 1]
+    counted = [evaluations.count(*one) for one in (("k", None, "r"), ("k", "l", "s"), ("k2", "l", "t"))]
+    assert counted == [1, 2, 1]
+    assert evaluations.count("k", "l", "s") == 2  # counted before a kill took its marker
     line = (tmp_path / "state" / evaluations.FILE).read_text().splitlines()[1]
-    assert line == canonical({"lock": "l", "trial": "k"})
+    assert line == canonical({"lock": "l", "records": "s", "trial": "k"})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FAIRLEAD_STATE", str(tmp_path / "file" / "below"))
-    assert evaluations.count("k", None) is None  # a machine that cannot keep count does not stop a study
+    assert evaluations.count("k", None, "r") is None  # a machine that cannot keep count does not stop a study
     monkeypatch.delenv("FAIRLEAD_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     assert evaluations.state_folder() == tmp_path / "xdg" / "fairlead"

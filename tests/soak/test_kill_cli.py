@@ -18,7 +18,9 @@ from fairlead.cli import INTERRUPTED
 from fairlead.core.records import Run
 
 pytestmark = pytest.mark.soak
-FAIRLEAD = [sys.executable, "-c", "from fairlead.cli import main; main()"]
+# a shell's background job ignores Ctrl-C, and so would what it starts
+HEEDS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+FAIRLEAD = [sys.executable, "-c", f"{HEEDS}; from fairlead.cli import main; main()"]
 ENDS = [signal.SIGINT, *[signal.SIGKILL] * 4]  # Ctrl-C is one more way to stop
 TIMED = ("seconds", "peak_memory_bytes", "evaluations", "bytes", "records_sha256", "fitted_sha256", "ledger_sha256")
 PLAN = """

@@ -22,18 +22,20 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "fairlead"
 
 
-def count(trial: str, lock: str | None) -> int | None:
-    """Count one complete evaluation of a trial, and say which one it is: 1 for the first. None where this machine
-    cannot keep count."""
+def count(trial: str, lock: str | None, records: str | None) -> int | None:
+    """Count one complete evaluation of a trial, and say which one it is: 1 for the first. `records` is the hash of its
+    Records, seconds included: a trial that was counted and then killed before its marker is not counted again. None
+    where this machine cannot keep count."""
     try:
         folder = state_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        line = canonical({"lock": lock, "trial": trial}) + "\n"
+        line = canonical({"lock": lock, "records": records, "trial": trial})
         handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(handle, line.encode())
+            if line not in (folder / FILE).read_text(encoding="utf-8").splitlines():
+                os.write(handle, (line + "\n").encode())
         finally:
             os.close(handle)
         return (folder / FILE).read_bytes().count(f'"trial":"{trial}"'.encode())
-    except (OSError, RuntimeError):  # no home, no room, read-only
+    except (OSError, RuntimeError, UnicodeDecodeError):  # no home, no room, read-only, damaged
         return None

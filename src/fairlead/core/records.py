@@ -33,7 +33,7 @@ from fairlead.core.lock import LOCK, Locks
 from fairlead.core.lock import read as read_locks
 from fairlead.core.plan import Facts, Plan, plan_from_json
 from fairlead.core.reading import Reader, without_collection
-from fairlead.core.seal import seal, trial_hashes
+from fairlead.core.seal import file_hash, seal, trial_hashes
 from fairlead.core.types import Cost, Record, Trial
 
 COMPLETE, FAILED, NOT_APPLICABLE, OVER_BUDGET = "complete", "failed", "not_applicable", "over_budget"
@@ -157,6 +157,10 @@ class Store:
             **trial_hashes(self.path, key),
         }
         self._write(self.path / "trials" / f"{key}.done", canonical(marker))
+
+    def records_hash(self, key: str) -> str | None:
+        """sha256 of a trial's Records as they lie on disk; None where there are none."""
+        return file_hash(self._jsonl(key))
 
     def fitted_dir(self, key: str) -> Path | None:
         """Where a trial's finished Fitted lies; None while there is none."""

@@ -244,7 +244,7 @@ class _OneTrial:
             return self.end(FAILED, len(items), f"fit: {type(error).__name__}: {error}")
         await self.record(fitted, items)
         self.write_ledger()
-        times = evaluations.count(trial.key, self.study.lock)
+        times = evaluations.count(trial.key, self.study.lock, self.store.records_hash(trial.key))
         self.store.finish(trial.key, COMPLETE, planned=len(items), evaluations=times)
         self.say("done", len(items), len(items))
 
