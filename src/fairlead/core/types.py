@@ -52,6 +52,21 @@ class EditReport:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """One note put into a prompt before it was answered. `note` is the line that was added, right behind the line of
+    the last user turn on which `span` (a word of it, at characters `start` to `start + len(span)`) stands; `by` says what
+    asked for it (a latent, a probe, a gloss), and `plain` is what the same model answers to the prompt as it was, so that
+    every annotated answer carries its own counterfactual. `tokens` is how many the note added to the prompt."""
+
+    note: str
+    span: str
+    start: int
+    by: str
+    plain: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Generation:
     """What a Subject returns. `legal_logprobs[i]` is log p(legal[i] | prompt), summed over its tokens,
     in nats; None when decoding was free. `prompt_tokens` and `new_tokens` count real tokens."""
@@ -61,6 +76,7 @@ class Generation:
     new_tokens: int
     legal_logprobs: tuple[float, ...] | None = None
     edits: tuple[EditReport, ...] = ()
+    rewrite: Rewrite | None = None
 
 
 @dataclass(frozen=True)
