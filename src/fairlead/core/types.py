@@ -54,9 +54,9 @@ class EditReport:
 @dataclass(frozen=True)
 class Rewrite:
     """One note put into a prompt before it was answered. `note` is the line that was added, right behind the line of
-    the last user turn on which `span` (a word of it, at characters `start` to `start + len(span)`) stands; `by` says what
-    asked for it (a latent, a probe, a gloss), and `plain` is what the same model answers to the prompt as it was, so that
-    every annotated answer carries its own counterfactual. `tokens` is how many the note added to the prompt."""
+    the last user turn on which `span` (a word of it, at characters `start` to `start + len(span)`) stands; `by` says
+    what asked for it (a latent, a probe, a gloss), and `plain` is what the same model answers to the prompt as it was,
+    so that every annotated answer carries its own counterfactual. `tokens` is how many the note added to the prompt."""
 
     note: str
     span: str

@@ -21,6 +21,7 @@ from typing import Any
 from fairlead.core.errors import LoadError, PlanError
 from fairlead.core.keys import content_key, sha256
 from fairlead.core.types import Decision, Generation, Item, Message, Outcome, Score
+from fairlead.tasks._compared import LONG, compared
 from fairlead.tasks.cases.read import Ask, Case, read_cases
 from fairlead.tasks.cases.splits import assign
 
@@ -33,8 +34,6 @@ DEFAULTS: dict[str, Any] = {
     "allow_code": False,
     "n": 0,  # what a plan asks for; the file decides how many there are
 }
-OTHERS = 3  # expected texts of other cases that stand in as wrong
-LONG = 200  # characters; a longer text is no candidate
 
 
 class CasesTask:
@@ -133,13 +132,13 @@ class CasesTask:
             right = tuple(c for c in ask.choices if ask.check.passes(c, case.data))
             return Decision(prompt, step, ask.choices, text, right, ask.trap, said.legal_logprobs, said.edits)
         mine = text.strip()
-        own = (mine,) if 0 < len(mine) <= LONG else ()
-        right = tuple(dict.fromkeys((*ask.answers, *(own if passed else ()))))
-        others = [t for t in self._texts[case.split] if t not in right and not ask.check.passes(t, case.data)]
-        near = sorted(others, key=lambda t: sha256(f"{case.id}/{t}"))[:OTHERS]
-        wrong = tuple(dict.fromkeys((*ask.wrong, *(() if passed else own), *near)))
+        legal, right = compared(
+            case.id, mine, passed, ask.answers, ask.wrong, self._texts[case.split],
+            lambda t: ask.check.passes(t, case.data),
+        )  # fmt: skip
         # what was said is compared as it stands; a text too long to compare stands for no candidate
-        return Decision(prompt, step, (*right, *wrong), mine if own else text, right, (), None, said.edits)
+        chosen = mine if 0 < len(mine) <= LONG else text
+        return Decision(prompt, step, legal, chosen, right, (), None, said.edits)
 
 
 def file_hash(path: str | Path) -> str:

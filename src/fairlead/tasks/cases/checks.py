@@ -73,7 +73,7 @@ class Check:
         if self.kind == "contains":
             return all(w.casefold() in text.casefold() for w in self.wanted)
         if self.kind == "number":
-            return any(n.equals(self.value, self.tolerance) for n in numbers(text))
+            return any(n.equals(self.value, self.tolerance) for n in numbers(text, words=True))
         return None
 
 

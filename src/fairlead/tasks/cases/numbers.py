@@ -1,37 +1,52 @@
 """Numbers in text: found as written, kept exactly, and the one that is the answer told from the rest.
 
-Read: 1,234.5  1 234.5 (no-break or thin space)  -3 and −3  +2  .5  12.  1/2  1 1/2  ½  1½  \\frac{1}{2}  5%  1.5e3
-1.5×10^3  $3.50, and digits of any script. A comma groups digits only in threes ("1,2,3" is three numbers, and so
-is "1,234,5"); a point is the decimal sign, always. A minus after a letter, a digit or a closing bracket is a dash.
-Not read: number words, Roman numerals, "1.234,5", and chains such as dates and versions (2026-05-01, 1.2.3).
+Read: 1,234.5  1{,}234  1 234.5 (no-break or thin space)  -3 and −3  = - 3  negative 3  +2  .5  12.  1/2  1 1/2  ½  1½
+\\frac{1}{2}  \\frac12  5%  5 percent  1.5e3  1.5×10^3  1.5×10³  3 million  $3.50, and digits of any script. A comma
+groups digits only in threes ("1,2,3" is three numbers, and so is "1,234,5"); a point is the decimal sign, always. A
+minus after a letter, a digit or a closing bracket is a dash. Numbers in words (words.py) count as the answer where they
+stand behind "answer is" and the like, or where the text has no digits; `numbers` gives them when asked.
+Not read: Roman numerals, "1.234,5", "5k", "2 and a half", roots and powers, and chains such as dates and versions
+(2026-05-01, 1.2.3).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+
+from fairlead.tasks.cases.words import SCALES, worded
 
 DIGITS = 60  # in one number; what is longer is an identifier, not a quantity
 EXPONENT = 300
 _VULGAR = {c: unicodedata.normalize("NFKD", c).replace("⁄", "/") for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
-_FRAC = re.compile(r"\\[dt]?frac ?\{ ?([-−]?\d{1,60}) ?\} ?\{ ?(\d{1,60}) ?\}")
+_FRAC = re.compile(r"(?<!\d)(\d{0,60}) ?\\[dt]?frac ?(?:\{ ?([-−]?\d{1,60}) ?\} ?\{ ?(\d{1,60}) ?\}|(\d)(\d))")
 _BOXED = re.compile(r"\\(?:boxed|fbox) ?\{")
-_SAYS = re.compile(r"(?:answer|result|total|solution)\b[^\n\d]{0,40}?(?:is|was|are|=|:)|####", re.IGNORECASE)
+_IS = r"(?:\b(?:is|was|are|equals)\b|=|:)"
+_SAYS = re.compile(rf"(?:answer|result|total|solution)\b[^\n\d]{{0,40}}?{_IS}|####", re.IGNORECASE)
+_LEADS = frozenset(
+    "a about an approximately around clearly equal exactly just nearly of only roughly simply then therefore thus to "
+    "total text mathrm textbf".split()
+)
+_OPERATOR = re.compile(r"[-+*/×÷·^]| x |\\times|\\cdot|\\div")
+_SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _WHOLE = r"\d{1,3}(?:,\d{3})+(?![,\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+"
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+])?
-    (?:[$€£¥]\s?)?
+    (?:\\?[$€£¥₹₩₽]\s?)?
     (?:
       (?P<chain>\d++(?:[./-]\d++){{2,}}+)
     | (?:(?P<mixed>\d{{1,60}})\ )?(?P<top>\d{{1,60}})\ ?/\ ?(?P<bottom>\d{{1,60}})(?![\d/.,]\d|/)
     | (?P<whole>{_WHOLE})(?:\.(?P<part>\d+)(?!\.\d)|\.(?!\d))?
-      (?:[eE](?P<e>[-+]?\d{{1,4}})(?![\w.])|\ ?(?:[x×*·]|\\times)\ ?10\ ?\^\ ?\{{?(?P<ten>[-+]?\d{{1,4}})\}}?)?
+      (?:[eE](?P<e>[-+]?\d{{1,4}})(?![\w.])
+        |\ ?(?:[x×*·]|\\times|\\cdot)\ ?10(?:\ ?\^\ ?\{{?(?P<ten>[-+]?\d{{1,4}})\}}?|(?P<super>[⁻⁺]?[⁰¹²³⁴-⁹]{{1,4}}))
+        |\ (?P<scale>hundred|thousand|million|billion|trillion)\b)?
     | (?<![\d.])\.(?P<small>\d+)(?!\.\d)
     )
-    (?P<percent>\ ?%)?""",
+    (?P<percent>\ ?\\?%|\ per\ ?cent\b)?""",
     re.VERBOSE,
 )
 
@@ -52,27 +67,41 @@ class Number:
         return any(abs(v - wanted) <= tolerance for v in values)
 
 
-def numbers(text: str) -> list[Number]:
-    """Every number in `text`, in order. Linear in the length of the text."""
-    return list(_found(_clean(text)))
+def numbers(text: str, *, words: bool = False) -> list[Number]:
+    """Every number in `text`, in order; with `words` those in words too. Linear in the length of the text."""
+    clean = _clean(text)
+    found = list(_found(clean))
+    return sorted([*found, *_in_words(clean)], key=lambda n: n.start) if words else found
 
 
 def final_number(text: str) -> Number | None:
-    """The number that is the answer: in the last \\boxed{}, else the first after the last "answer is", "result:",
-    "total =" or "####", else the last one in the text. None where there is no number."""
+    """The number that is the answer: in the last \\boxed{}, else the first behind the last "answer is", "result:",
+    "total =" or "####" that has one (behind its last "=" where a sum follows), else the last one in the text. None
+    where there is no number, or a choice between two: "12 or 13", "between 12 and 13"."""
     clean = _clean(text)
     found = list(_found(clean))
-    boxes = [m.end() for m in _BOXED.finditer(clean)]
-    if boxes:
-        inside = [n for n in found if boxes[-1] <= n.start < _closing(clean, boxes[-1])]
-        if inside:
-            return inside[-1]
-    said = [m.end() for m in _SAYS.finditer(clean)]
-    if said:
-        after = [n for n in found if n.start >= said[-1]]
-        if after:
-            return after[0]
-    return found[-1] if found else None
+    inside = _boxes(clean)
+    if inside is not None:
+        boxed_ = [n for n in found if inside[0] <= n.start < inside[1]] or _in_words(clean[inside[0] : inside[1]])
+        if boxed_:
+            return boxed_[-1]
+    starts = [n.start for n in found]
+    for marker in reversed(list(_SAYS.finditer(clean))):
+        first = bisect_left(starts, marker.end())
+        said = _worded_behind(clean, marker.end(), starts[first] if first < len(found) else len(clean))
+        if said is not None:
+            return said
+        if first < len(found):
+            return _settled(clean, found, _place(clean, found, first), ahead=True)
+    if found:
+        return _settled(clean, found, len(found) - 1, ahead=False)
+    return next(reversed(_in_words(clean)), None)
+
+
+def boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{}; None where there is none."""
+    inside = _boxes(text)
+    return None if inside is None else text[inside[0] : inside[1]]
 
 
 def exact(value: int | float | str) -> Fraction | None:
@@ -85,13 +114,81 @@ def exact(value: int | float | str) -> Fraction | None:
     return found[0].value
 
 
+def _boxes(text: str) -> tuple[int, int] | None:
+    """Where the inside of the last box begins and ends."""
+    starts = [m.end() for m in _BOXED.finditer(text)]
+    return (starts[-1], _closing(text, starts[-1])) if starts else None
+
+
+def _in_words(text: str) -> list[Number]:
+    return [Number(w.value, _percent_follows(text, w.end), w.start, w.end) for w in worded(text)]
+
+
+def _percent_follows(text: str, end: int) -> bool:
+    return text[end : end + 8].lstrip(" ").startswith(("%", "percent", "per cent"))
+
+
+def _worded_behind(text: str, start: int, end: int) -> Number | None:
+    """The number in words that follows a marker at once, on its line, before the next digits."""
+    line = text[start:end].partition("\n")[0][:200]
+    said = _in_words(line)
+    if not said or any(w.lower() not in _LEADS for w in re.findall(r"[^\W\d_]+", line[: said[0].start])):
+        return None
+    return replace(said[0], start=start + said[0].start, end=start + said[0].end)
+
+
+def _place(text: str, found: Sequence[Number], first: int) -> int:
+    """Which number behind a marker is meant: the first; the next where it says "not 12 but 13"; behind the last "=" of
+    the line where the first begins a sum."""
+    line = text.find("\n", found[first].start)
+    line = len(text) if line < 0 else line
+    on_line = first
+    while on_line + 1 < len(found) and found[on_line + 1].start < line:
+        on_line += 1
+    if first < on_line and text[max(0, found[first].start - 5) : found[first].start].lower().endswith(
+        (" not ", "n't ")
+    ):
+        return first + 1
+    place = first
+    for i in range(first, on_line):
+        between = text[found[i].end : found[i + 1].start]
+        if "=" in between:
+            place = i + 1
+        elif not _OPERATOR.search(between):
+            break
+        if any(c in between for c in "(;,"):
+            break
+    return place if place == first or _OPERATOR.search(text, found[first].end, found[place].start) else first
+
+
+def _settled(text: str, found: Sequence[Number], place: int, *, ahead: bool) -> Number | None:
+    """The number at `place`, unless the text wavers between it and its neighbour."""
+    other = place + 1 if ahead else place - 1
+    if 0 <= other < len(found):
+        one, two = sorted((place, other))
+        between = text[found[one].end : found[two].start].replace(",", " ").lower().split()
+        range_ = between == ["and"] and text[: found[one].start].rstrip(" $").lower().endswith("between")
+        wavers = "or" in between and len(between) <= 3
+        if (range_ or wavers) and found[one].value != found[two].value:
+            return None
+    return found[place]
+
+
 def _clean(text: str) -> str:
-    """Digits of any script as 0-9, minus signs as -, vulgar fractions as a/b."""
+    """Digits of any script as 0-9, minus signs as -, vulgar fractions as a/b, LaTeX's spacing within numbers gone."""
     if text.isascii():
         flat = text
     else:
         flat = "".join(_plain(c, text[i - 1] if i else "") for i, c in enumerate(text))
-    return _FRAC.sub(lambda m: f"{m[1].replace('−', '-')}/{m[2]}", flat)
+    if "\\" in flat or "{" in flat:
+        flat = flat.replace("{,}", ",").replace("\\!", "")
+        flat = _FRAC.sub(_fraction, flat)
+    return flat
+
+
+def _fraction(match: re.Match[str]) -> str:
+    top, bottom = (match[2], match[3]) if match[2] else (match[4], match[5])
+    return f"{match[1]}{' ' if match[1] else ''}{top.replace('−', '-')}/{bottom}"
 
 
 def _plain(char: str, before: str) -> str:
@@ -116,7 +213,26 @@ def _found(text: str) -> Iterator[Number]:
         start, sign = match.start(), match["sign"]
         if sign and start and (text[start - 1].isalnum() or text[start - 1] in ")]}_"):
             start, sign = start + 1, None  # a dash, as in 3-5 or x-1
+        elif sign is None and _negated(text, start):
+            sign = "-"
         yield Number(-value if sign == "-" else value, match["percent"] is not None, start, match.end())
+
+
+def _negated(text: str, start: int) -> bool:
+    """Whether a minus stands apart from its number: "= - 3", "–3" (an en dash), "negative 3", "is minus 3"."""
+    before = text[max(0, start - 24) : start]
+    if before.endswith("–"):
+        last = before[:-1].rstrip(" ")[-1:]
+        return not (last.isalnum() or last in (")", "]", "}"))
+    bare = before.rstrip(" ").lower()
+    if bare.endswith("negative"):
+        return True
+    if bare.endswith("minus"):
+        return (
+            bare[:-5].rstrip(" ").endswith(("is", "=", ":", "equals"))
+            or bare == "minus" == text[:start].strip().lower()
+        )
+    return bare.endswith(("-", "–")) and bare[:-1].rstrip(" ").endswith(("=", "{"))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -127,10 +243,11 @@ def _value(match: re.Match[str]) -> Fraction | None:
         return None if bottom == 0 else int(match["mixed"] or 0) + Fraction(int(match["top"]), bottom)
     whole = re.sub(r"\D", "", match["whole"] or "0")
     part = match["part"] or match["small"] or ""
-    exponent = int(match["e"] or match["ten"] or 0)
+    exponent = int(match["e"] or match["ten"] or (match["super"] or "0").translate(_SUPER))
     if len(whole) + len(part) > DIGITS or abs(exponent) > EXPONENT:
         return None
-    return Fraction(int(whole + part), 10 ** len(part)) * Fraction(10) ** exponent
+    scale = {"hundred": 100, **SCALES}.get(match["scale"] or "", 1)
+    return Fraction(int(whole + part), 10 ** len(part)) * Fraction(10) ** exponent * scale
 
 
 def _closing(text: str, start: int) -> int:
