@@ -155,7 +155,7 @@ def test_a_pattern_that_never_ends_is_stopped():
         ({"exact": ["red", "Red one"]}, ["red", " Red one\n"], ["It is RED.", "red!"], ["reddish", "blue", ""]),
         ({"contains": ["a b", "c"]}, ["c, then a b"], ["C, a B"], ["a  b c", ""]),
         ({"regex": "^[A-Z]{2}-\\d+$"}, ["AB-12"], [], ["xAB-12", ""]),
-        ({"number": 12}, ["12", "It is 12.0", "24/2"], ["12 or 13"], ["120", "", "twelve"]),
+        ({"number": 12}, ["12", "It is 12.0", "24/2", "twelve"], ["12 or 13"], ["120", "", "the twelfth"]),
         ({"number": 0.333, "tolerance": 0.001}, ["1/3"], ["1/3 of 9"], ["0.3"]),
         (
             {"json-schema": {"type": "object", "required": ["a"], "properties": {"a": {"pattern": "^x"}}}},

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from fairlead.core.errors import LoadError
 from fairlead.core.keys import sha256
+from fairlead.tasks._clusters import drawn
 from fairlead.tasks.cases.read import SPLITS, Case
 
 
@@ -33,7 +34,7 @@ def assign(cases: Sequence[Case], shares: Sequence[float]) -> Sorted:
         groups.setdefault(clusters[case.id], []).append(case)
     by_split: dict[str, list[Case]] = {name: [] for name in SPLITS}
     for cluster in sorted(groups, key=_place):
-        split = _stated(groups[cluster]) or _drawn(cluster, shares)
+        split = _stated(groups[cluster]) or drawn(_place(cluster), SPLITS, shares)
         by_split[split] += [replace(case, cluster=cluster, split=split) for case in groups[cluster]]
     return Sorted({name: tuple(found) for name, found in by_split.items()}, repeats)
 
@@ -95,13 +96,3 @@ def _leak(first: Case, second: Case, what: str) -> LoadError:
 
 def _place(cluster: str) -> str:
     return sha256(f"cases/{cluster}")
-
-
-def _drawn(cluster: str, shares: Sequence[float]) -> str:
-    """Where the hash of a cluster falls among the shares."""
-    place, total, reached = int(_place(cluster)[:13], 16) / 16**13, sum(shares), 0.0
-    for name, share in zip(SPLITS, shares, strict=True):
-        reached += share / total
-        if place < reached:
-            return name
-    return SPLITS[-1]

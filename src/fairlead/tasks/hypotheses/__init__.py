@@ -19,8 +19,9 @@ from typing import Any
 
 from fairlead.core.claims import Claims, Prediction
 from fairlead.core.errors import LoadError, PlanError
-from fairlead.core.keys import content_key, sha256
+from fairlead.core.keys import content_key
 from fairlead.core.types import Item, Outcome, Score
+from fairlead.tasks._tables import file_hash
 from fairlead.tasks.hypotheses.read import Columns, read_table
 from fairlead.tasks.hypotheses.splits import PARTS, SHARES, SPLIT_OF, Placed, assign, check_sizes
 
@@ -95,15 +96,6 @@ def columns_of(options: Mapping[str, Any]) -> Columns:
         options["label"], options["pair"], tuple(options["covariates"]), options["group"], options["positive"],
         options["kind"],
     )  # fmt: skip
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a table. LoadError where it cannot be read."""
-    try:
-        return sha256(Path(path).read_bytes())
-    except OSError as error:
-        expected = "a CSV, TSV, JSON lines or Parquet file"
-        raise LoadError(f"{path} cannot be read", expected=expected, got=error.strerror or "") from error
 
 
 def _item(placed: Placed, kind: str) -> Item:

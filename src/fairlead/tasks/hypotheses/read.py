@@ -12,10 +12,6 @@ neutralises them (`report.hypotheses.plain_cell`).
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,11 +21,10 @@ from typing import Any
 
 from fairlead.core.errors import LoadError
 from fairlead.core.keys import sha256
+from fairlead.tasks._tables import has_columns, read_rows
 
 KINDS = ("binary", "numeric", "multiclass", "pairwise")
-MOST = 1_000_000  # rows
 LONGEST = 20_000  # characters of a text; the rest is cut, and counted
-CELL = 50_000_000  # characters of a cell that is read at all
 CLASSES, LEVELS = 30, 20  # names of a multiclass label; values of a covariate that is not a number
 MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "nat", "<na>", "inf", "-inf", "infinity", "-infinity"})
 TRUE = frozenset({"1", "1.0", "true", "yes", "y", "t", "positive", "pos"})
@@ -84,7 +79,7 @@ class Table:
 def read_table(source: str | Path | Sequence[Mapping[str, Any]], columns: Columns, *, labelled: bool = True) -> Table:
     """A file or rows as mappings, to a Table. With `labelled` False a missing label column is fine: every label is
     then "". Raises LoadError: a column or file that is not there, an encoding, one label only, all texts the same."""
-    records = read_records(source) if isinstance(source, (str, Path)) else list(source)
+    records = [row for _, row in read_rows(source)] if isinstance(source, (str, Path)) else list(source)
     where = str(source) if isinstance(source, (str, Path)) else "the table"
     if not records:
         raise LoadError(f"{where} has no rows", expected="a header and rows of texts with labels")
@@ -93,7 +88,7 @@ def read_table(source: str | Path | Sequence[Mapping[str, Any]], columns: Column
     if len(columns.text) == 2 and columns.pair:
         raise LoadError("two text columns and a pair id", expected="one of them", do="leave --pair out")
     have_label = labelled or columns.label in records[0]
-    _has_columns(records, columns, where, have_label)
+    has_columns(records, [name for name in columns.all if have_label or name != columns.label], where)
     count: Counter[str] = Counter()
     notes: list[str] = []
     cells = [_cells(i, record, columns, count, have_label) for i, record in enumerate(records, 1)]
@@ -119,127 +114,6 @@ def read_table(source: str | Path | Sequence[Mapping[str, Any]], columns: Column
     return Table(kind, rows, positive, dict(count), tuple(notes))
 
 
-# ---- files
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file as mappings. By its name: .csv, .tsv, .jsonl, .json, .parquet; else CSV."""
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending in (".parquet", ".pq"):
-        return _parquet(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        expected = "a CSV, TSV, JSON lines or Parquet file"
-        raise LoadError(f"{path} cannot be read", expected=expected, got=error.strerror or "") from error
-    text = _decoded(path, raw)
-    if ending in (".jsonl", ".ndjson"):
-        return _json_lines(path, text)
-    if ending == ".json":
-        return _json(path, text)
-    return _separated(path, text, "\t" if ending in (".tsv", ".tab") else "")
-
-
-def _decoded(path: Path, raw: bytes) -> str:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise LoadError(f"{path} is UTF-16", expected="UTF-8", do="save it as UTF-8 (in Excel: CSV UTF-8)")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise LoadError(
-            f"{path}, line {line} is not UTF-8",
-            expected="UTF-8 text",
-            got=f"byte 0x{raw[error.start]:02x}",
-            do="save it as UTF-8 (in Excel: CSV UTF-8), or iconv -f windows-1252 -t utf-8",
-        ) from error
-    if "\0" in text:
-        raise LoadError(f"{path} holds NUL bytes", expected="a text file", do="is it a spreadsheet? export it as CSV")
-    return text
-
-
-def _separated(path: Path, text: str, separator: str) -> list[dict[str, Any]]:
-    if not separator:
-        head = text.partition("\n")[0]
-        separator = max(",;\t", key=head.count)
-    before = csv.field_size_limit(CELL)
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        header = [name.strip() for name in next(reader, [])]
-        twice = sorted(name for name, n in Counter(header).items() if n > 1 and name)
-        if twice:
-            raise LoadError(f"{path} has a column twice", expected="each name once", got=", ".join(twice))
-        out = []
-        for cells in reader:
-            if not any(cells):
-                continue
-            if len(cells) > len(header):
-                raise LoadError(
-                    f"{path}, line {reader.line_num} has more cells than the header",
-                    expected=f"{len(header)} cells",
-                    got=str(len(cells)),
-                    do="put texts that hold the separator or a line break in double quotes",
-                )
-            out.append(dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True)))
-            _not_too_many(path, len(out))
-        return out
-    except csv.Error as error:
-        raise LoadError(f"{path} cannot be read as a table: {error}", expected="CSV or TSV") from error
-    finally:
-        csv.field_size_limit(before)
-
-
-def _json_lines(path: Path, text: str) -> list[dict[str, Any]]:
-    out = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise LoadError(f"{path}, line {number} is not JSON: {error}", expected="one object a line") from error
-            if not isinstance(value, dict):
-                raise LoadError(f"{path}, line {number} is no object", expected='like {"text": ..., "label": ...}')
-            out.append(value)
-            _not_too_many(path, len(out))
-    return out
-
-
-def _json(path: Path, text: str) -> list[dict[str, Any]]:
-    """A list of objects, or an object of columns: {"text": [...], "label": [...]}."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path} is not JSON: {error}", expected="a list of objects, or an object of lists") from error
-    if isinstance(value, dict) and value and all(isinstance(v, list) for v in value.values()):
-        lengths = {name: len(v) for name, v in value.items()}
-        if len(set(lengths.values())) > 1:
-            raise LoadError(f"{path}: columns differ in length", got=", ".join(f"{k} {n}" for k, n in lengths.items()))
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise LoadError(f"{path} is no table", expected="a list of objects, or an object of lists")
-    _not_too_many(path, len(value))
-    return value
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise LoadError(f"{path} needs pyarrow", do="pip install 'fairlead[imports]', or save it as CSV") from error
-    try:
-        found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except (OSError, ArrowException) as error:
-        raise LoadError(f"{path} cannot be read", expected="a Parquet file", got=str(error)) from error
-    _not_too_many(path, len(found))
-    return found
-
-
-def _not_too_many(path: Path, n: int) -> None:
-    if n > MOST:
-        raise LoadError(f"{path} has too many rows", expected=f"at most {MOST:,}", do="take a sample")
-
-
 # ---- cells
 
 
@@ -251,19 +125,6 @@ class _Cells:
     covariates: tuple[Any, ...]
     group: str
     pair: str
-
-
-def _has_columns(records: Sequence[Mapping[str, Any]], columns: Columns, where: str, labelled: bool) -> None:
-    have = list(dict.fromkeys(name for record in records[:1000] for name in record))
-    for name in columns.all:
-        if name not in have and (labelled or name != columns.label):
-            near = difflib.get_close_matches(name, have, n=1, cutoff=0.5)
-            raise LoadError(
-                f"{where} has no column {name!r}",
-                expected="one of " + ", ".join(map(repr, have[:20])),
-                got=name,
-                do=f"did you mean {near[0]!r}?" if near else "name a column of the header",
-            )
 
 
 def _cells(

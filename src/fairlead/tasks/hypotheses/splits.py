@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from fairlead.core.errors import LoadError
 from fairlead.core.keys import sha256
+from fairlead.tasks._clusters import drawn, joined, same_text
 from fairlead.tasks.hypotheses.read import Row
 
 Part = Literal["train", "select", "label", "validate", "test"]
@@ -42,7 +43,8 @@ def assign(rows: Sequence[Row], shares: Sequence[float] = SHARES, seed: int = 0)
     clusters = _clusters(rows)
     place = {cluster: sha256(f"hypotheses/{seed}/{cluster}") for cluster in set(clusters)}
     order = sorted(range(len(rows)), key=lambda i: (place[clusters[i]], rows[i].number))
-    return tuple(Placed(rows[i], _drawn(place[clusters[i]], shares), clusters[i]) for i in order)
+    parts = {cluster: cast(Part, drawn(place[cluster], PARTS, shares)) for cluster in place}
+    return tuple(Placed(rows[i], parts[clusters[i]], clusters[i]) for i in order)
 
 
 def check_sizes(placed: Sequence[Placed], kind: str) -> None:
@@ -71,30 +73,5 @@ def check_sizes(placed: Sequence[Placed], kind: str) -> None:
 
 def _clusters(rows: Sequence[Row]) -> list[str]:
     """The cluster of every row: rows that share a group or a text, in one or several steps, share a cluster."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    firsts = []
-    for row in rows:
-        names = [f"text-{sha256(' '.join(text.casefold().split()))[:16]}" for text in row.texts]
-        names += [f"group-{row.group}"] if row.group else []
-        firsts.append(names[0])
-        for name in names[1:]:
-            one, other = root(names[0]), root(name)
-            if one != other:
-                parent[max(one, other)] = min(one, other)
-    return [root(name) for name in firsts]
-
-
-def _drawn(place: str, shares: Sequence[float]) -> Part:
-    at, total, reached = int(place[:13], 16) / 16**13, sum(shares), 0.0
-    for part, share in zip(PARTS, shares, strict=True):
-        reached += share / total
-        if at < reached:
-            return part
-    return PARTS[-1]
+    groups = [[f"group-{row.group}"] if row.group else [] for row in rows]
+    return joined([[*map(same_text, row.texts), *group] for row, group in zip(rows, groups, strict=True)])
