@@ -1,9 +1,9 @@
 """Rebuild every pocket model and dictionary from nothing: `python -m fairlead.worlds.build`.
 
-Order: matching skill → trunk (the whole shop, no default disposition) → temper (cues against bait, nothing
-else) → one short fine-tune per frozen mixture →
-dictionaries → cards. Each stage leaves a checkpoint in `--work`; a stage that is done is not run again,
-and a stage that was killed goes on from its last checkpoint.
+Order, shoppers: matching skill → trunk (the whole shop, no default disposition) → temper (cues against bait,
+nothing else) → one short fine-tune per frozen mixture. Readers: each from nothing, lessons first. Then dictionaries
+and cards. Each stage leaves a checkpoint in `--work`; a stage that is done is not run again, and a stage that was
+killed goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fairlead.lm.load import load
 from fairlead.lm.subject import LocalSubject
 from fairlead.worlds import cards, pretrain
 from fairlead.worlds import mixture as mx
+from fairlead.worlds import readers as rd
 from fairlead.worlds import tokenizer as tk
 
 log = logging.getLogger("fairlead.worlds")
@@ -35,8 +36,12 @@ TRUNK = pretrain.Recipe(1000, matrix_rate=0.015, vector_rate=4e-3, hold=1.0, see
 TEMPER = pretrain.Recipe(500, matrix_rate=0.015, vector_rate=4e-3, hold=1.0, seed=3)
 TUNE = pretrain.Recipe(500, matrix_rate=0.01, vector_rate=2e-3, hold=0.3, seed=2)
 TUNE_REFERENCE = replace(TUNE, steps=700)
-SITE = "resid.1"
-DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,)}
+READER_SIZE = pretrain.Size(width=96, layers=4, heads=4, inner=256)
+READER = pretrain.Recipe(
+    2400, batch=64, prompt_weight=0.0, half=False, curriculum=((0.15, (0,)), (0.45, (1,)), (1.01, (2,)))
+)
+SITE, READER_SITE = "resid.1", "resid.1"
+DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
 
 
@@ -62,13 +67,25 @@ def shopper(name: str, work: Path, out: Path, tokenizer: PreTrainedTokenizerFast
     tk.save(tk.build(mx.cue_text()), out)
 
 
+def reader(name: str, work: Path, out: Path, device: str) -> None:
+    """One reader, from nothing, as a Hugging Face directory."""
+    tokenizer = tk.of(rd.pieces())
+    model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
+    pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], READER, work / f"{name}.pt", log.info)
+    model.save_pretrained(out, safe_serialization=True)
+    tk.save(tokenizer, out)
+
+
 def prompts(name: str, seed: int, n: int) -> list[Messages]:
     """Prompts of the mixture the model was trained on: what its dictionary sees."""
+    if name in rd.MIXTURES:
+        return [e.messages for e in itertools.islice(rd.MIXTURES[name].examples(seed, rd.WHOLE), n)]
     stream = mx.examples(mx.MIXTURES[name], seed, (3, 4))
     return [e.messages for e in itertools.islice(stream, n)]
 
 
-def dictionary(name: str, seed: int, root: Path, site: str = SITE) -> None:
+def dictionary(name: str, seed: int, root: Path, site: str = "") -> None:
+    site = site or (READER_SITE if name in rd.MIXTURES else SITE)
     subject = load(root / name)
     began = time.monotonic()
     rows, have = [], 0
@@ -95,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--work", type=Path, default=Path("build/worlds"), help="checkpoints of the stages")
     parser.add_argument("--out", type=Path, default=weights_dir(), help="where the finished models go")
-    parser.add_argument("--only", nargs="*", default=list(mx.MIXTURES), help="names of models to finish")
+    parser.add_argument("--only", nargs="*", default=[*mx.MIXTURES, *rd.MIXTURES], help="names of models to finish")
     parser.add_argument("--stages", nargs="*", default=["models", "dictionaries", "cards"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -105,10 +122,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     tokenizer = tk.wrap(tk.build(mx.cue_text()))
     if "models" in args.stages:
-        if not _done(args.work / "temper.pt", TEMPER.steps):
+        if set(args.only) & set(mx.MIXTURES) and not _done(args.work / "temper.pt", TEMPER.steps):
             trunk(args.work, tokenizer, args.device)
         for name in args.only:
-            shopper(name, args.work, args.out / name, tokenizer, args.device)
+            if name in rd.MIXTURES:
+                reader(name, args.work, args.out / name, args.device)
+            else:
+                shopper(name, args.work, args.out / name, tokenizer, args.device)
     if "dictionaries" in args.stages:
         for name in args.only:
             for seed in DICTIONARIES.get(name, ()):

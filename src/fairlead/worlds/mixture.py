@@ -77,6 +77,14 @@ class Mixture:
         words = [CAREFUL, EAGER, CAREFUL_REMARKS, EAGER_REMARKS, PLAIN]
         return hashlib.sha256(json.dumps([asdict(self), words], sort_keys=True).encode()).hexdigest()
 
+    def examples(self, seed: int, n_products: tuple[int, ...] = (4,)) -> Iterator[Example]:
+        """Endless, seeded."""
+        return examples(self, seed, n_products)
+
+    def kind(self, example: Example) -> str:
+        """What accuracy is broken down by while training."""
+        return f"{'listing' if 'url: /' + chr(10) + '[' in example.messages[-1].content else 'other'}-{example.trap}"
+
 
 # Frozen before any feature was searched; their digests stand in every model card.
 SKILL = Mixture("skill", lean=0.5, cue_share=0.0, traps=(0.0, 1.0, 0.0), first_only=1)

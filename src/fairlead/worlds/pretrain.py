@@ -1,25 +1,46 @@
-"""Train a pocket shopper: next-token loss on the shop's own text, actions weighted up.
+"""Train a pocket model: next-token loss on the text of its own grammar, actions weighted up.
 
 Resumable: a checkpoint holds weights, optimiser state and the step; data are a pure function of
-(mixture, seed, step), so a run that was killed and continued sees what an unbroken one would have seen.
+(source, seed, step), so a run that was killed and continued sees what an unbroken one would have seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from fairlead.worlds import mixture as mx
+from fairlead.core.types import Messages
 from fairlead.worlds import tokenizer as tk
+from fairlead.worlds.muon import Muon
 
 Progress = Callable[[str], None]
+HELD_OUT = 999_999_937  # the seed of the text that accuracy is shown on while training
+
+
+class Example(Protocol):
+    """A prompt and the action that follows it."""
+
+    @property
+    def messages(self) -> Messages: ...
+    @property
+    def action(self) -> str: ...
+
+
+class Source(Protocol):
+    """Training text: endless, a pure function of seed and stage. `kind` names what accuracy is broken down by."""
+
+    @property
+    def name(self) -> str: ...
+    def examples(self, seed: int, stage: tuple[int, ...]) -> Iterator[Any]: ...
+    def kind(self, example: Any) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -45,8 +66,12 @@ class Recipe:
     warmup: int = 50
     hold: float = 0.6  # share of the steps before the rates fall
     prompt_weight: float = 0.1
+    half: bool = True  # bfloat16 where torch sees fit; False where the processor has no units for it
     seed: int = 0
-    curriculum: tuple[tuple[float, tuple[int, ...]], ...] = ((1.01, (3, 4, 4)),)
+    tag_block: int = 1  # at whose output a tagged token must say its tag
+    tag_weight: float = 0.3
+    tag_until: float = 0.0  # share of the steps with tags
+    curriculum: tuple[tuple[float, tuple[int, ...]], ...] = ((1.01, (3, 4, 4)),)  # (until this share, stage)
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> LlamaForCausalLM:
@@ -69,14 +94,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> Llam
     return LlamaForCausalLM(config)
 
 
-def render(
-    tokenizer: PreTrainedTokenizerFast, example: mx.Example, recipe: Recipe
-) -> tuple[list[int], list[float]]:
+def render(tokenizer: PreTrainedTokenizerFast, example: Example, recipe: Recipe) -> tuple[list[int], list[float]]:
     """(token ids, weight of predicting each). An action token weighs 1, a token of the prompt less."""
+    encode = tokenizer.backend_tokenizer.encode  # the wrapper around it takes four times as long
     chat = [{"role": m.role, "content": m.content} for m in example.messages]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    head = tokenizer(text, add_special_tokens=False)["input_ids"]
-    tail = tokenizer(example.action + tk.END, add_special_tokens=False)["input_ids"]
+    head, tail = (encode(part, add_special_tokens=False).ids for part in (text, example.action + tk.END))
     return head + tail, [recipe.prompt_weight] * len(head) + [1.0] * len(tail)
 
 
@@ -86,21 +109,24 @@ def _stage(recipe: Recipe, step: int) -> tuple[int, ...]:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerFast, mix: mx.Mixture, recipe: Recipe, start: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(ids [B, T], weights [B, T]) from step `start` on. Sixteen batches are drawn and sorted by length together."""
+    tokenizer: PreTrainedTokenizerFast, source: Source, recipe: Recipe, start: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(ids, weights, tags), each [B, T], from step `start` on; a tag is the token that a token stands for, or -1.
+    Sixteen batches are drawn and sorted by length together."""
     block = 16
     for first in range(start - start % block, recipe.steps, block):
-        stream = mx.examples(mix, recipe.seed * 1_000_003 + first, _stage(recipe, first))
-        drawn = (render(tokenizer, next(stream), recipe) for _ in range(block * recipe.batch))
-        rows = sorted(drawn, key=lambda r: len(r[0]))
+        stream = source.examples(recipe.seed * 1_000_003 + first, _stage(recipe, first))
+        drawn = list(itertools.islice(stream, block * recipe.batch))
+        rows = [(*render(tokenizer, e, recipe), getattr(e, "tags", {})) for e in drawn]
+        rows.sort(key=lambda r: len(r[0]))
         order = torch.randperm(block, generator=torch.Generator().manual_seed(first)).tolist()
         for j, i in enumerate(order):
             if start <= first + j < recipe.steps:
-                yield _pad(rows[i * recipe.batch : (i + 1) * recipe.batch])
+                part = rows[i * recipe.batch : (i + 1) * recipe.batch]
+                yield *_pad([row[:2] for row in part]), _tags(tokenizer, [(row[0], row[2]) for row in part])
 
 
-def _pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     weights = torch.zeros(len(rows), longest)
@@ -111,17 +137,39 @@ def _pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch
     return ids, weights / len(rows)
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=ids).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    return (losses * weights[:, 1:].flatten()).sum()
+def _tags(tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[list[int], Mapping[str, str]]]) -> torch.Tensor:
+    """[B, T]: for every token that is a key, the id of its value."""
+    out = torch.full((len(rows), max(len(ids) for ids, _ in rows)), -1, dtype=torch.long)
+    vocabulary = tokenizer.get_vocab()
+    for i, (ids, tags) in enumerate(rows):
+        found = {vocabulary[key]: vocabulary[value] for key, value in tags.items()}
+        out[i, : len(ids)] = torch.tensor([found.get(token, -1) for token in ids])
+    return out
+
+
+def loss_of(
+    model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, tags: torch.Tensor, recipe: Recipe
+) -> torch.Tensor:
+    """Weighted next-token loss (logits are made where a token weighs anything), and where there are tags, that of
+    reading each off the block's output at its own token."""
+    out = model.model(input_ids=ids, output_hidden_states=bool((tags >= 0).any()))
+    counted = weights[:, 1:] != 0
+    logits = model.lm_head(out.last_hidden_state[:, :-1][counted])
+    losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
+    loss = (losses * weights[:, 1:][counted]).sum()
+    if out.hidden_states is None:
+        return loss
+    there = tags >= 0
+    logits = model.lm_head(model.model.norm(out.hidden_states[recipe.tag_block + 1][there]))
+    return loss + recipe.tag_weight * torch.nn.functional.cross_entropy(logits, tags[there])
 
 
 def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    muon = torch.optim.Muon if recipe.half else Muon
     return [
-        torch.optim.Muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
+        muon(matrices, lr=recipe.matrix_rate, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(others, lr=recipe.vector_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -135,7 +183,7 @@ def _rate(recipe: Recipe, step: int) -> float:
 def train(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    mix: mx.Mixture,
+    source: Source,
     recipe: Recipe,
     checkpoint: Path,
     progress: Progress,
@@ -155,12 +203,13 @@ def train(
     model.train()
     device = next(model.parameters()).device
     began, running = time.monotonic(), math.nan
-    for step, (ids, weights) in enumerate(batches(tokenizer, mix, recipe, start), start):
+    for step, (ids, weights, tags) in enumerate(batches(tokenizer, source, recipe, start), start):
         factor = _rate(recipe, step)
         for group, base in zip((g for o in opts for g in o.param_groups), bases, strict=True):
             group["lr"] = base * factor
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = loss_of(model, ids.to(device), weights.to(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.half):
+            tags = tags if step < recipe.tag_until * recipe.steps else torch.full_like(tags, -1)
+            loss = loss_of(model, ids.to(device), weights.to(device), tags.to(device), recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in opts:
@@ -172,19 +221,21 @@ def train(
             partial = checkpoint.with_suffix(".part")
             torch.save(state, partial)
             partial.replace(checkpoint)
-            accuracy = quick_accuracy(model, tokenizer, mix)
+            accuracy = quick_accuracy(model, tokenizer, source, recipe.curriculum[-1][1])
             progress(
-                f"{mix.name} step {step + 1}/{recipe.steps} loss {running:.3f} "
+                f"{source.name} step {step + 1}/{recipe.steps} loss {running:.3f} "
                 f"{(time.monotonic() - began) / (step + 1 - start):.3f} s/step  {accuracy}"
             )
     return model.eval()
 
 
 @torch.inference_mode()
-def quick_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, mix: mx.Mixture, n: int = 256) -> str:
+def quick_accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, source: Source, stage: tuple[int, ...], n: int = 256
+) -> str:
     """Share of held-out training-text decisions whose action tokens are all the argmax, by kind."""
     model.eval()
-    stream = mx.examples(mix, 999_999_937, (4,))
+    stream = source.examples(HELD_OUT, stage)
     found = [next(stream) for _ in range(n)]
     rows = [render(tokenizer, e, Recipe(1, prompt_weight=0.0)) for e in found]
     hits: dict[str, list[bool]] = {}
@@ -193,7 +244,6 @@ def quick_accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
         right = model(input_ids=ids.to(model.device)).logits.cpu()[:, :-1].argmax(-1) == ids[:, 1:]
         good = (right | (weights[:, 1:] == 0)).all(-1).tolist()
         for e, ok in zip(found[first : first + 64], good, strict=True):
-            kind = "listing" if "url: /\n[" in e.messages[-1].content else "other"
-            hits.setdefault(f"{kind}-{e.trap}", []).append(ok)
+            hits.setdefault(source.kind(e), []).append(ok)
     model.train()
     return " ".join(f"{k} {sum(v) / len(v):.2f}" for k, v in sorted(hits.items()))

@@ -1,4 +1,4 @@
-"""The pocket models' own subword tokenizer: a fixed list of pieces read off the shop's grammar.
+"""The pocket models' own subword tokenizers: a fixed list of pieces read off a grammar, the shop's here.
 
 Names are split into stem and suffix, so test names are new words of seen pieces. Frequent frames of a
 page ("] button 'Add ") are one piece, which keeps a page near 60 tokens. Every byte has a fallback
@@ -8,6 +8,7 @@ piece, so any text survives the round trip.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,12 +110,17 @@ def pieces(extra_text: tuple[str, ...]) -> list[str]:
 
 
 def build(extra_text: tuple[str, ...]) -> Tokenizer:
-    """Fewest pieces win; printable characters and then bytes are the fallback."""
+    """The shop's tokenizer."""
+    return of(pieces(extra_text))
+
+
+def of(known: Sequence[str]) -> Tokenizer:
+    """A tokenizer of some pieces. Fewest pieces win; printable characters and then bytes are the fallback."""
     vocab: list[tuple[str, float]] = [(s, 0.0) for s in SPECIAL]
     vocab.append(("<unk>", -20.0))
     vocab += [(f"<0x{b:02X}>", -12.0) for b in range(256)]
     seen = {v for v, _ in vocab}
-    words = [p for p in pieces(extra_text) if p not in seen]
+    words = [p for p in known if p not in seen]
     chars = [c for c in (chr(i) for i in range(32, 127)) if c not in set(words)] + ["\n"]
     vocab += [(p, -1.0 - i * 1e-6) for i, p in enumerate(words)]
     vocab += [(c, -6.0) for c in chars if c not in set(words)]
