@@ -23,7 +23,7 @@ from fairlead.tasks.cases.words import SCALES, worded
 DIGITS = 60  # in one number; what is longer is an identifier, not a quantity
 EXPONENT = 300
 _VULGAR = {c: unicodedata.normalize("NFKD", c).replace("⁄", "/") for c in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
-_FRAC = re.compile(r"(?<!\d)(\d{0,60}) ?\\[dt]?frac ?(?:\{ ?([-−]?\d{1,60}) ?\} ?\{ ?(\d{1,60}) ?\}|(\d)(\d))")
+_FRAC = re.compile(r"(?:(?<!\d)(\d{1,60}) ?)?\\[dt]?frac ?(?:\{ ?([-−]?\d{1,60}) ?\} ?\{ ?(\d{1,60}) ?\}|(\d)(\d))")
 _BOXED = re.compile(r"\\(?:boxed|fbox) ?\{")
 _IS = r"(?:\b(?:is|was|are|equals)\b|=|:)"
 _SAYS = re.compile(rf"(?:answer|result|total|solution)\b[^\n\d]{{0,40}}?{_IS}|####", re.IGNORECASE)
@@ -33,7 +33,7 @@ _LEADS = frozenset(
 )
 _OPERATOR = re.compile(r"[-+*/×÷·^]| x |\\times|\\cdot|\\div")
 _SUPER = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_WHOLE = r"\d{1,3}(?:,\d{3})+(?![,\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+"
+_WHOLE = r"\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+"
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+])?
     (?:\\?[$€£¥₹₩₽]\s?)?
@@ -41,12 +41,12 @@ _NUMBER = re.compile(
       (?P<chain>\d++(?:[./-]\d++){{2,}}+)
     | (?:(?P<mixed>\d{{1,60}})\ )?(?P<top>\d{{1,60}})\ ?/\ ?(?P<bottom>\d{{1,60}})(?![\d/.,]\d|/)
     | (?P<whole>{_WHOLE})(?:\.(?P<part>\d+)(?!\.\d)|\.(?!\d))?
-      (?:[eE](?P<e>[-+]?\d{{1,4}})(?![\w.])
+      (?:[eE](?P<e>[-+]?\d{{1,4}})(?![^\W_]|\.\d)
         |\ ?(?:[x×*·]|\\times|\\cdot)\ ?10(?:\ ?\^\ ?\{{?(?P<ten>[-+]?\d{{1,4}})\}}?|(?P<super>[⁻⁺]?[⁰¹²³⁴-⁹]{{1,4}}))
-        |\ (?P<scale>hundred|thousand|million|billion|trillion)\b)?
+        |\ (?P<scale>hundred|thousand|million|billion|trillion)(?![^\W_]))?
     | (?<![\d.])\.(?P<small>\d+)(?!\.\d)
     )
-    (?P<percent>\ ?\\?%|\ per\ ?cent\b)?""",
+    (?P<percent>\ ?\\?%|\ per\ ?cent(?![^\W_]))?""",
     re.VERBOSE,
 )
 
@@ -188,7 +188,7 @@ def _clean(text: str) -> str:
 
 def _fraction(match: re.Match[str]) -> str:
     top, bottom = (match[2], match[3]) if match[2] else (match[4], match[5])
-    return f"{match[1]}{' ' if match[1] else ''}{top.replace('−', '-')}/{bottom}"
+    return f"{match[1] + ' ' if match[1] else ''}{top.replace('−', '-')}/{bottom}"
 
 
 def _plain(char: str, before: str) -> str:
@@ -211,11 +211,17 @@ def _found(text: str) -> Iterator[Number]:
         if value is None:
             continue
         start, sign = match.start(), match["sign"]
-        if sign and start and (text[start - 1].isalnum() or text[start - 1] in ")]}_"):
+        if sign and _joined(text[max(0, start - 2) : start]):
             start, sign = start + 1, None  # a dash, as in 3-5 or x-1
         elif sign is None and _negated(text, start):
             sign = "-"
         yield Number(-value if sign == "-" else value, match["percent"] is not None, start, match.end())
+
+
+def _joined(before: str) -> bool:
+    """Whether what stands before a sign makes it a dash; two underscores are emphasis."""
+    last = before[-1:]
+    return last.isalnum() or last in (")", "]", "}") or (last == "_" and before != "__")
 
 
 def _negated(text: str, start: int) -> bool:
@@ -228,10 +234,8 @@ def _negated(text: str, start: int) -> bool:
     if bare.endswith("negative"):
         return True
     if bare.endswith("minus"):
-        return (
-            bare[:-5].rstrip(" ").endswith(("is", "=", ":", "equals"))
-            or bare == "minus" == text[:start].strip().lower()
-        )
+        lead = bare[:-5].rstrip(" ")
+        return lead.endswith(("is", "=", ":", "equals")) or (not lead and start <= len(before))
     return bare.endswith(("-", "–")) and bare[:-1].rstrip(" ").endswith(("=", "{"))
 
 
