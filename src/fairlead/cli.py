@@ -498,23 +498,39 @@ def fix(
               help="RUN/ARM, RUN for its claim, or a folder in RUN/fitted; may be repeated.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than the loopback need FAIRLEAD_API_KEY.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option("--dictionary", "dictionaries", multiple=True,
+              help="Whose latents requests may edit; may be repeated, one a site.")  # fmt: skip
+@click.option("--rows", type=click.IntRange(1, 1024), default=32, show_default=True, help="Requests in one batch.")
+@click.option("--waiting", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Requests that may wait; more get 429.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True,
+              help="New tokens of one answer, at most.")  # fmt: skip
+@click.option("--max-strength", type=click.FloatRange(min=0, min_open=True), default=100.0, show_default=True,
+              help="Of a request's edit, in multiples of the latent's largest activation.")  # fmt: skip
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True,
+              metavar="SECONDS", help="For one answer.")  # fmt: skip
+@click.option("--log-prompts", is_flag=True, help="Write what is asked to the log; nothing of it otherwise.")
 @click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop by itself.")
 @threads
 @as_json
 def serve(
-    model: str, arms: tuple[Path, ...], host: str, port: int, stop_after: float | None, threads: int, as_json: bool
-) -> None:
+    model: str, arms: tuple[Path, ...], host: str, port: int, dictionaries: tuple[str, ...], stop_after: float | None,
+    threads: int, as_json: bool, **limits: Any,
+) -> None:  # fmt: skip
     """Serve MODEL, and what a run fitted on it, behind an OpenAI-compatible endpoint until Ctrl-C.
 
-    A fitted arm is a model name that holds its fingerprint, so what was judged is what answers.
+    A fitted arm is a model name that holds its fingerprint, so what was judged is what answers. With --dictionary a
+    request may bring edits of its own, in its body: "edits": "812 = 0 at generated". All share one batch.
 
     \b
     Example: fairlead serve pocket/shopper-s --fitted runs/fix-cases-1a2b3c4d/winner
+    Example: fairlead serve pocket/shopper-s --dictionary pocket/shopper-s@resid.1
     """
     from fairlead.app import serve as verb
 
     models = verb.prepare(model, arms, threads=threads)
-    verb.execute(models, host=host, port=port, stop_after=stop_after,
+    verb.execute(models, host=host, port=port, stop_after=stop_after, settings=verb.settings(**limits),
+                 dictionaries=verb.open_dictionaries(dictionaries, models),
                  ready=show.json_value if as_json else show.serving)  # fmt: skip
 
 

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairlead.serve import ask
-from fairlead.serve.ask import Refused, read
+from fairlead.serve.ask import LIMITS, Refused, read
 
-KEYS = [*ask._READ, *ask._IGNORED, *ask._NEUTRAL, "role", "content", "type", "text", "choices", "step", "include_usage"]
+KEYS = [
+    *ask._READ, *ask._READ_CHAT, *ask._READ_TEXT, *ask._IGNORED, *ask._NEUTRAL, *ask._NEUTRAL_CHAT, *ask._NEUTRAL_TEXT,
+    *ask._MORE, "role", "content", "type", "text", "include_usage",
+]  # fmt: skip
 WORDS = st.sampled_from(["user", "assistant", "system", "developer", "text", "none", "auto", "m"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2000) | st.just(10**400) | st.floats() | st.text(max_size=6) | WORDS,
@@ -21,20 +24,22 @@ JSON = st.recursive(
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def read_or_refuse(body: bytes) -> None:
+def read_or_refuse(body: bytes, text: bool = False) -> None:
     try:
-        found = read(body)
+        found = read(body, text=text)
     except Refused as refused:
         assert 400 <= refused.status < 500 and refused.message
         return
-    assert 1 <= found.max_tokens <= ask.TOKENS and 0 <= found.temperature <= 2 and found.messages
-    assert len(found.choices) <= ask.CHOICES and found.messages[-1].role != "assistant"
+    assert 1 <= found.max_tokens <= LIMITS.tokens and 0 <= found.temperature <= 2 and 0 <= found.top_p <= 1
+    assert len(found.choices) <= LIMITS.choices and 1 <= found.n <= LIMITS.n and (found.tops or 0) <= LIMITS.tops
+    assert found.prompts if text else found.messages and found.messages[-1].role != "assistant"
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_json_is_read_or_refused(data: dict[str, Any], good: bool):
     read_or_refuse(json.dumps({**GOOD, **data} if good else data).encode())
+    read_or_refuse(json.dumps({"model": "m", "prompt": "hi", **data} if good else data).encode(), text=True)
 
 
 @given(st.binary(max_size=100))

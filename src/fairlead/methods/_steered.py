@@ -50,6 +50,10 @@ class Steered:
             return nullcontext(subject)
         return nullcontext(steering.apply(subject, self.edits, self.rows, self.vectors))
 
+    def as_edits(self) -> tuple[tuple[Edit, ...], Any, Mapping[str, Tensor]]:
+        """(edits, dictionary rows, vectors): all there is to it, so that a server may run it beside others."""
+        return self.edits, self.rows, self.vectors
+
     def describe(self) -> dict[str, Any]:
         return {"edit": steering.format(self.edits), **self.about}
 

@@ -44,6 +44,10 @@ class Won:
     def open(self, subject: Any) -> AbstractContextManager[Any]:
         return self.fitted.open(subject)
 
+    def as_edits(self) -> Any:
+        """As the arm that won has it; None where it is more than edits."""
+        return self.fitted.as_edits() if hasattr(self.fitted, "as_edits") else None
+
     def describe(self) -> dict[str, Any]:
         scores = [float(t["score"]) for t in self.tried if t["score"] is not None]
         own = {

@@ -1,24 +1,22 @@
-"""The routes, in OpenAI's shapes.
+"""The routes.
 
-    GET  /health                  whether it serves, and how many requests wait
+    GET  /health                  whether it serves, and how many requests are here
+    GET  /metrics                 counters, as Prometheus reads them
+    GET  /openapi.json            this interface, described
     GET  /v1/models               the names
     POST /v1/chat/completions     an answer, or a stream of server-sent events
+    POST /v1/completions          the same of raw texts
 
-Every answer has a part `fairlead`: the fingerprint of what answered, and for each edit on how many tokens it fired. A
-stream begins when the answer is whole: its pieces are the answer's words, not the model's tokens as they come.
+Who asks is let go as soon as the connection is: what was at work for it stops after the step.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
-import re
-import secrets
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,17 +24,19 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from fairlead.core.errors import FairleadError, UnknownName
-from fairlead.core.types import Generation
-from fairlead.serve.ask import Ask, Refused, read
+from fairlead.serve.ask import LIMITS, Refused, read
+from fairlead.serve.batch import TookTooLong
+from fairlead.serve.lanes import Alone, Answer, Lanes, Shared
+from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served, named
+from fairlead.serve.scheduler import Busy, Scheduler, Stopping
+from fairlead.serve.shapes import HEADERS, Shape, error_event, refusal
 
-BODY = 2_000_000  # bytes
-WAITING = 64  # requests at work or in the queue; more are sent away for a moment
-SECONDS = 300.0  # for one answer
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+BODY = LIMITS.body  # bytes
+WAITING = 512  # requests here at once; more are sent away for a moment
 log = logging.getLogger("fairlead.serve")
 
 
@@ -48,161 +48,178 @@ class Desk:
     key: str | None = None
     waiting: int = 0
     most: int = WAITING
-    seconds: float = SECONDS
+    limits: Limits = field(default_factory=Limits)
+    schedulers: Sequence[Scheduler] = ()
+    dictionaries: Sequence[Any] = ()
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        self.lanes = Lanes(self.models, self.limits, self.schedulers, self.dictionaries)
 
 
-def app(desk: Desk, hosts: Sequence[str]) -> Starlette:
-    """The application. `hosts` are the names it answers to; a page elsewhere cannot reach it under another."""
+def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The application. `hosts` are the names it answers to; a page elsewhere cannot reach it under another. No
+    Access-Control header is ever sent, so a browser gives no other page what it answers. `routes` are more of them."""
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok", "waiting": desk.waiting}, headers=HEADERS)
 
     async def models(request: Request) -> Response:
-        if not _may(request, desk.key):
-            return _no_key()
+        if not may(request, desk.key):
+            return refusal(_no_key())
         found = [{"id": m.name, "object": "model", "created": 0, "owned_by": "fairlead"} for m in desk.models]
         return JSONResponse({"object": "list", "data": found}, headers=HEADERS)
 
     async def chat(request: Request) -> Response:
-        if not _may(request, desk.key):
-            return _no_key()
-        if desk.waiting >= desk.most:
-            return _error("too many requests wait", 429, kind="rate_limit_error", headers={"Retry-After": "1"})
-        desk.waiting += 1
-        try:
-            return await _chat(desk, request)
-        finally:
-            desk.waiting -= 1
+        return await _counted(desk, request, text=False)
 
-    routes = [
+    async def completions(request: Request) -> Response:
+        return await _counted(desk, request, text=True)
+
+    own = [
         Route("/health", health, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))])
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
+    return Starlette(routes=[*own, *routes], middleware=middleware)
 
 
-async def _chat(desk: Desk, request: Request) -> Response:
+async def _counted(desk: Desk, request: Request, *, text: bool) -> Response:
+    if not may(request, desk.key):
+        return refusal(_no_key())
+    if desk.waiting >= desk.most:
+        return refusal(_busy(1))
+    desk.waiting += 1
+    left = False
+
+    def leave() -> None:
+        nonlocal left
+        desk.waiting -= 0 if left else 1
+        left = True
+
     try:
-        ask = read(await _body(request))
+        response = await _answered(desk, request, text, leave)
+    except BaseException:
+        leave()
+        raise
+    if not isinstance(response, StreamingResponse):
+        leave()
+    return response
+
+
+async def _answered(desk: Desk, request: Request, text: bool, leave: Any) -> Response:
+    """An answer or a refusal; a stream calls `leave` when it ends."""
+    try:
+        ask = read(await _body(request, desk.limits), desk.limits, text=text)
         served = named(desk.models, ask.model)
-        said = await asyncio.wait_for(_answer(served, ask), desk.seconds)
-    except Refused as refused:
-        return _error(refused.message, refused.status, param=refused.param, code=refused.code)
-    except UnknownName as error:
-        return _error(str(error), 404, param="model", code="model_not_found")
-    except FairleadError as error:
-        return _error(str(error), 400)
-    except TimeoutError:
-        return _error("the answer took too long", 504, kind="server_error")
+        if desk.log_prompts:
+            log.info("asked: %r", ask)
+        opened = desk.lanes.open(served, ask)
+        try:
+            if ask.stream:
+                return await _stream(Shape(served, ask), opened, leave)
+            answer = await _while_here(request, asyncio.wait_for(opened.answer(), desk.limits.seconds))
+        except BaseException:
+            opened.cancel()
+            raise
+        return JSONResponse(Shape(served, ask).whole(answer), headers=HEADERS)
     except ClientDisconnect:
         return Response(status_code=400)
-    except Exception:
-        log.exception("a request failed")  # the traceback holds no prompt
-        return _error("the server failed; its log says how", 500, kind="server_error")
-    if ask.stream:
-        return StreamingResponse(_events(served, ask, said), media_type="text/event-stream", headers=HEADERS)
-    return JSONResponse(_completion(served, ask, said), headers=HEADERS)
+    except Exception as error:
+        return refusal(_refused(error))
 
 
-async def _body(request: Request) -> bytes:
+def _refused(error: Exception) -> Refused:
+    """What is told of an error. Of what nobody foresaw, nothing but that: its place is the log."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, UnknownName):
+        return Refused(str(error), status=404, param="model", code="model_not_found")
+    if isinstance(error, FairleadError):
+        return Refused(str(error))
+    if isinstance(error, Busy):
+        return _busy(error.seconds)
+    if isinstance(error, Stopping):
+        return Refused("the server is stopping", status=503, after=5)
+    if isinstance(error, TimeoutError | TookTooLong):
+        return Refused("the answer took too long", status=504)
+    log.error("a request failed", exc_info=error)  # the traceback holds no prompt
+    return Refused("the server failed; its log says how", status=500)
+
+
+async def _while_here(request: Request, work: Any) -> Answer:
+    """`work`, unless who asks hangs up first: then ClientDisconnect."""
+    asked, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientDisconnect
+        answer: Answer = asked.result()
+        return answer
+    finally:
+        gone.cancel()
+        asked.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(shape: Shape, opened: Shared | Alone, leave: Any) -> Response:
+    """A stream whose head is sent once there is something to say: what fails before that has a status of its own."""
+    pieces = opened.pieces()
+    first = await anext(pieces, None)
+    whole = await opened.answer() if first is None else None
+
+    async def events() -> AsyncIterator[str]:
+        streamed, answer = first is not None, whole
+        try:
+            for event in shape.opening():
+                yield event
+            if first is not None:
+                yield shape.piece(first[0], *first[1])
+                async for index, (text, tokens) in pieces:
+                    yield shape.piece(index, text, tokens)
+            try:
+                answer = answer or await opened.answer()
+            except Exception as error:
+                yield error_event(_refused(error).message)
+                return
+            for event in shape.closing(answer, streamed):
+                yield event
+        finally:
+            opened.cancel()
+            leave()
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers=HEADERS)
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY:
-            raise Refused(f"the body is larger than {BODY} bytes", status=413)
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.body:
+                    raise Refused(f"the body is larger than {limits.body} bytes", status=413)
+    except TimeoutError as error:
+        raise Refused(f"the body did not arrive within {limits.body_seconds:g} seconds", status=408) from error
     return bytes(body)
 
 
-async def _answer(served: Served, ask: Ask) -> Generation:
-    with served.world(ask.temperature, ask.seed) as world:
-        said: Generation = await world.generate(
-            ask.messages, step=ask.step, legal=ask.choices or None, max_tokens=ask.max_tokens
-        )
-    return said
-
-
-def _completion(served: Served, ask: Ask, said: Generation) -> dict[str, Any]:
-    text, reason = _cut(ask, said)
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason, "logprobs": None}
-    head = _head(served, "chat.completion")
-    return {**head, "choices": [choice], "usage": _usage(said), "fairlead": _about(served, ask, said)}
-
-
-async def _events(served: Served, ask: Ask, said: Generation) -> AsyncIterator[str]:
-    text, reason = _cut(ask, said)
-    head = _head(served, "chat.completion.chunk")
-
-    def event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _line({**head, "choices": [choice], **more})
-
-    yield event({"role": "assistant", "content": ""})
-    for piece in _pieces(text):
-        yield event({"content": piece})
-    yield event({}, reason, fairlead=_about(served, ask, said))
-    if ask.usage:
-        yield _line({**head, "choices": [], "usage": _usage(said)})
-    yield "data: [DONE]\n\n"
-
-
-def _line(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
-
-
-def _pieces(text: str) -> Iterator[str]:
-    yield from re.findall(r"\s*\S+|\s+\Z", text)
-
-
-def _head(served: Served, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": served.name,
-        "system_fingerprint": served.fingerprint[:12],
-    }
-
-
-def _cut(ask: Ask, said: Generation) -> tuple[str, str]:
-    """(the text before the first stop, why it ended)."""
-    places = [place for stop in ask.stop if (place := said.text.find(stop)) >= 0]
-    if places:
-        return said.text[: min(places)], "stop"
-    full = not ask.choices and said.new_tokens >= ask.max_tokens
-    return said.text, "length" if full else "stop"
-
-
-def _usage(said: Generation) -> dict[str, int]:
-    total = said.prompt_tokens + said.new_tokens
-    return {"prompt_tokens": said.prompt_tokens, "completion_tokens": said.new_tokens, "total_tokens": total}
-
-
-def _about(served: Served, ask: Ask, said: Generation) -> dict[str, Any]:
-    about: dict[str, Any] = {"fingerprint": served.fingerprint, "edits": [asdict(edit) for edit in said.edits]}
-    if ask.choices and said.legal_logprobs is not None:
-        about["choices"] = [{"text": t, "logprob": p} for t, p in zip(ask.choices, said.legal_logprobs, strict=True)]
-    return about
-
-
-def _may(request: Request, key: str | None) -> bool:
+def may(request: Request, key: str | None) -> bool:
     """Whether the request has the key, compared in constant time."""
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     return key is None or hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8"))
 
 
-def _no_key() -> Response:
-    return _error("a key is needed: Authorization: Bearer ...", 401, code="invalid_api_key")
+def _no_key() -> Refused:
+    return Refused("a key is needed: Authorization: Bearer ...", status=401, code="invalid_api_key")
 
 
-def _error(
-    message: str,
-    status: int,
-    *,
-    kind: str = "invalid_request_error",
-    param: str | None = None,
-    code: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status, headers={**HEADERS, **(headers or {})})
+def _busy(seconds: int) -> Refused:
+    return Refused("too many requests wait", status=429, after=seconds)
+

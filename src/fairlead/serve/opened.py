@@ -11,6 +11,8 @@ from typing import Any
 
 from fairlead.core.errors import FairleadError, LoadError, UnknownName
 from fairlead.core.records import Run
+from fairlead.serve.edits import of_fitted
+from fairlead.steering.slots import RowEdits
 from fairlead.study.arms import build
 
 SHORT = 12  # hex digits of a fingerprint in a model's name
@@ -22,12 +24,14 @@ class CannotSample(FairleadError):
 
 @dataclass(frozen=True)
 class Served:
-    """One model name. `fitted` is None for the bare model. `fingerprint` is the Fitted's, or the Subject's."""
+    """One model name. `fitted` is None for the bare model. `fingerprint` is the Fitted's, or the Subject's. `row_edits`
+    are what a Fitted is where it is nothing but edits: it then needs no world of its own."""
 
     name: str
     fingerprint: str
     subject: Any
     fitted: Any = None
+    row_edits: RowEdits | None = None
 
     @contextmanager
     def world(self, temperature: float, seed: int) -> Iterator[Any]:
@@ -61,7 +65,8 @@ def fitted(subject: Any, name: str, ref: str | Path) -> Served:
     assert run.plan is not None
     found = build(run.plan, arm).load(run.fitted_dir(key))
     _unaltered(run.fitted_dir(key), found.fingerprint)
-    served = Served(f"{name}+{arm}@{found.fingerprint[:SHORT]}", found.fingerprint, subject, found)
+    rows = of_fitted(found, subject) if hasattr(subject, "checkpoint") else None
+    served = Served(f"{name}+{arm}@{found.fingerprint[:SHORT]}", found.fingerprint, subject, found, rows)
     with served.world(0.0, 0) as world:
         if not hasattr(world, "generate"):
             raise LoadError(f"arm {arm!r} makes nothing that answers", expected="a method that makes a subject")

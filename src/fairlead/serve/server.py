@@ -8,39 +8,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from fairlead.core.errors import FairleadError
+from fairlead.serve.batch import CHUNK, PREFIXES, ROWS, Batch
 from fairlead.serve.http import Desk, app
+from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served
+from fairlead.serve.scheduler import Scheduler
 
-GRACE = 10  # seconds that requests at work have when the server stops
-CONNECTIONS = 256
+GRACE = 10.0  # seconds that requests at work have when the server stops; then they are returned as far as they got
+CONNECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server was started with. `waiting` requests may wait for one of `rows` places in the batch; a step reads
+    at most `chunk` prompt tokens; what was read is kept for later turns, at most `prefixes` bytes of it."""
+
+    rows: int = ROWS
+    chunk: int = CHUNK
+    waiting: int = 256
+    prefixes: int = PREFIXES
+    grace: float = GRACE
+    limits: Limits = field(default_factory=Limits)
+    log_prompts: bool = False
 
 
 class Endpoint:
     """Serves in the caller's event loop, between `start` and `stop`."""
 
-    def __init__(self, sock: socket.socket, desk: Desk, hosts: Sequence[str]) -> None:
+    def __init__(
+        self, sock: socket.socket, desk: Desk, hosts: Sequence[str], settings: Settings, routes: Sequence[BaseRoute]
+    ) -> None:
         class Server(uvicorn.Server):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:  # Ctrl-C belongs to the program, not to its server
                 yield
 
-        self._sock = sock
+        self._sock, self._desk, self._grace = sock, desk, settings.grace
         self._server = Server(
             uvicorn.Config(
-                app(desk, hosts),
+                app(desk, hosts, routes),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_keep_alive=5,
-                timeout_graceful_shutdown=GRACE,
+                timeout_graceful_shutdown=math.ceil(settings.grace) + 5,
             )  # fmt: skip
         )
         self._serving: asyncio.Task[None] | None = None
@@ -52,9 +75,18 @@ class Endpoint:
 
     @classmethod
     async def start(
-        cls, models: Sequence[Served], *, host: str = "127.0.0.1", port: int = 0, key: str | None = None
+        cls,
+        models: Sequence[Served],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        key: str | None = None,
+        dictionaries: Sequence[Any] = (),
+        settings: Settings = Settings(),  # noqa: B008  # a frozen value
+        routes: Sequence[BaseRoute] = (),
     ) -> Endpoint:
-        """Raises FairleadError when the address cannot be had, or is open to others and there is no key."""
+        """Raises FairleadError when the address cannot be had, or is open to others and there is no key. `dictionaries`
+        are those whose latents the edits in requests may name, one a site."""
         local = is_loopback(host)
         if not local and not key:
             raise FairleadError(
@@ -65,7 +97,11 @@ class Endpoint:
         if len({m.name for m in models}) != len(models):
             raise FairleadError("one model is served twice", got=", ".join(m.name for m in models))
         hosts = ("127.0.0.1", "localhost", "[::1]") if local else ("*",)
-        endpoint = cls(_bind(host, port), Desk(models, key), hosts)
+        desk = Desk(
+            models, key, limits=settings.limits, schedulers=schedulers(models, settings), dictionaries=dictionaries,
+            log_prompts=settings.log_prompts,
+        )  # fmt: skip
+        endpoint = cls(_bind(host, port), desk, hosts, settings, routes)
         endpoint._serving = asyncio.create_task(endpoint._server.serve(sockets=[endpoint._sock]))
         while not endpoint._server.started:
             if endpoint._serving.done():
@@ -75,8 +111,9 @@ class Endpoint:
         return endpoint
 
     async def stop(self) -> None:
-        """Answer what is at work, stop, and free the port. Safe to call twice."""
+        """Answer what is at work, or return it as far as it got; stop, and free the port. Safe to call twice."""
         self._server.should_exit = True
+        await asyncio.gather(*(scheduler.drain(self._grace) for scheduler in self._desk.schedulers))
         if self._serving is not None:
             serving, self._serving = self._serving, None
             await serving
@@ -91,15 +128,31 @@ async def serve(
     key: str | None = None,
     stop_after: float | None = None,
     ready: Callable[[str], None] | None = None,
+    **more: Any,
 ) -> None:
-    """Serve until cancelled (Ctrl-C), or for `stop_after` seconds. `ready` is called once with the URL."""
-    endpoint = await Endpoint.start(models, host=host, port=port, key=key)
+    """Serve until cancelled (Ctrl-C), or for `stop_after` seconds. `ready` is called once with the URL; `more` is as
+    for `Endpoint.start`."""
+    endpoint = await Endpoint.start(models, host=host, port=port, key=key, **more)
     try:
         if ready:
             ready(endpoint.url)
         await asyncio.sleep(stop_after) if stop_after is not None else await asyncio.Event().wait()
     finally:
         await endpoint.stop()
+
+
+def schedulers(models: Sequence[Served], settings: Settings) -> list[Scheduler]:
+    """A shared batch for each subject that can have one: a model on this machine, as it was loaded."""
+    found = {id(m.subject): m.subject for m in models if hasattr(m.subject, "checkpoint")}
+    return [
+        Scheduler(
+            Batch(
+                subject, rows=settings.rows, chunk=settings.chunk, prefixes=settings.prefixes, meter=subject.meter
+            ),
+            most=settings.waiting,
+        )
+        for subject in found.values()
+    ]  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:

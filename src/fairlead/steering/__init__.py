@@ -28,7 +28,7 @@ from fairlead.steering.edit import (
     from_json,
     to_json,
 )
-from fairlead.steering.engine import Engine, TopK, compile_edits, compile_sets
+from fairlead.steering.engine import Engine, TopK, by_site, compile_edits, compile_sets
 from fairlead.steering.language import format, parse
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllOf", "AnyOf", "Compare", "Edit", "Engine", "Gate", "Latent", "Level", "Op", "Reading", "Scope", "Steps",
-    "StoredVector", "apply", "compile_edits", "compile_sets", "fingerprint", "format", "from_json", "parse", "to_json",
+    "StoredVector", "apply", "by_site", "compile_edits", "compile_sets", "fingerprint", "format", "from_json", "parse",
+    "to_json",
 ]  # fmt: skip
 
 

@@ -63,11 +63,12 @@ def compile_sets(
     if topk not in ("exact", "threshold"):
         raise EditError("no such topk mode", expected="exact or threshold", got=str(topk))
     sites = [f"{kind}.{layer}" for layer in range(n_layers) for kind in SITE_KINDS] if n_layers is not None else None
-    context = Context(_by_site(dictionaries), vectors or {}, d_model, sites, topk == "threshold")
+    context = Context(by_site(dictionaries), vectors or {}, d_model, sites, topk == "threshold")
     return Engine([tuple(s) for s in sets], context)
 
 
-def _by_site(dictionaries: Any) -> dict[str, Any]:
+def by_site(dictionaries: Any) -> dict[str, Any]:
+    """site -> dictionary, of one dictionary, several, such a mapping, or None. EditError for two at one site."""
     if dictionaries is None:
         return {}
     if isinstance(dictionaries, Mapping):
