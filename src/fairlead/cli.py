@@ -6,6 +6,7 @@ A FairleadError is one message on stderr and exit code 2; so is a wrong option.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,24 @@ def other_models(verb: Any) -> Any:
                         help="This model instead of the plan's; may be repeated.")(dictionary)  # fmt: skip
 
 
+def spreads(verb: Any) -> Any:
+    """The options of every verb that can work on a cluster; the verb gets `where`."""
+
+    @functools.wraps(verb)
+    def placed(*, executor: str, ray_address: str | None, workers: int | None, **given: Any) -> Any:
+        from fairlead.app.placement import cluster
+
+        return verb(where=cluster(executor, ray_address, workers), **given)
+
+    for name, kind, told in (
+        ("--workers", click.IntRange(min=1), "Of --executor ray.  [default: one a GPU with --device cuda, or a CPU]"),
+        ("--ray-address", str, "HOST:PORT of a running cluster.  [default: RAY_ADDRESS, or one on this machine]"),
+    ):
+        placed = click.option(name, type=kind, help=told)(placed)
+    return click.option("--executor", type=click.Choice(["inline", "ray"]), default="inline", show_default=True,
+                        help="Where it is run: this process, or workers on Ray.")(placed)  # fmt: skip
+
+
 # ---- verbs
 
 
@@ -103,11 +122,12 @@ def other_models(verb: Any) -> Any:
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
 @click.option("--dry", is_flag=True, help="Check the plan and preview the cost; run nothing.")
 @click.option("--exploratory", is_flag=True, help="Run without a lock; every output then says EXPLORATORY.")
+@spreads
 @threads
 @as_json
 def run(
     plan: str, models: tuple[str, ...], dictionaries: tuple[str, ...], limit: int | None, runs: Path,
-    run_dir: Path | None, dry: bool, exploratory: bool, threads: int, as_json: bool,
+    run_dir: Path | None, dry: bool, exploratory: bool, threads: int, where: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a study: PLAN is a TOML file, or the name of one that ships. Interrupted, it goes on when run again.
 
@@ -117,6 +137,7 @@ def run(
     \b
     Example: fairlead run studies/shop.toml --limit 5 --exploratory
     Example: fairlead run studies/shop.toml --model MODEL --dictionary SAE@resid.19 --limit 5 --exploratory
+    Example: fairlead run studies/shop.toml --executor ray --ray-address 10.0.0.1:6379 --device cuda
     """
     from fairlead.app import lock as locking
     from fairlead.app import report as judged
@@ -130,7 +151,8 @@ def run(
     lock = None if exploratory else locking.required(job)
     show.preview(cost)
     with show.bar(as_json) as bar:
-        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock, warn=show.warning)
+        found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock, warn=show.warning,
+                             where=where)  # fmt: skip
     states = [{**dataclasses.asdict(t.trial), "status": t.status, "reason": t.reason, "records": t.records}
               for t in found.trials]  # fmt: skip
     if as_json:

@@ -151,6 +151,26 @@ def test_one_writer(store):
         pass
 
 
+def test_who_lost_the_run_directory_writes_nothing_more(store):
+    """What a network disk that keeps no locks does to us: another process gets in. The last one goes on."""
+    store.append([record("a")])
+    (store.path / "run.lock").unlink()
+    with Store(store.path) as other:
+        assert other.records(TRIAL.key) == [record("a")]
+        for write in (
+            lambda: store.append([record("b")]),
+            lambda: store.finish(TRIAL.key, "complete", planned=1),
+            lambda: store.save_fitted(TRIAL.key, lambda path: None, {}, {}),
+        ):
+            with pytest.raises(RecordError, match="another process has taken over"):
+                write()
+        other.append([record("c")])
+        store.__exit__()  # and leaving does not let go of what is not its own
+        other.append([record("d")])
+    assert [r.item for r in Store(store.path).records(TRIAL.key)] == ["a", "c", "d"]
+    assert (store.path / "run.lock").read_bytes() == b""
+
+
 def test_fitted_appears_whole_or_not_at_all(store):
     def broken(path):
         (path / "half.json").write_text("{")

@@ -15,7 +15,9 @@ from fairlead.app import check
 from fairlead.app.catalogue import plan_path
 from fairlead.app.embedders import opener
 from fairlead.app.models import open_dictionary, use_threads
+from fairlead.app.placement import Settings, sized
 from fairlead.core import plugins
+from fairlead.core.crew import Cluster
 from fairlead.core.errors import FairleadError, PlanError
 from fairlead.core.ledger import forward_flops
 from fairlead.core.lock import Lock
@@ -23,6 +25,8 @@ from fairlead.core.plan import Plan, check_plan, parse_plan
 from fairlead.core.records import Run, check_unchanged
 from fairlead.study import Progress, run_study
 from fairlead.study.items import choose
+from fairlead.study.ray_executor import OnRay
+from fairlead.study.subjects import LoadDictionary, LoadModel
 
 STEPS = 3  # agent steps an episode takes, for the preview only
 TOKENS = 60  # prompt tokens a step, for the preview only
@@ -124,11 +128,25 @@ def execute(
     why: str = "run with --exploratory",
     load: Callable[..., Any] | None = None,
     warn: Callable[[str], None] | None = None,
+    where: Cluster | None = None,
 ) -> Run:
     """Run what is missing of the job, and return the Run. Stopped at any moment, it goes on from there. Records are
     made under `lock` (`app.lock.required`); without one they are exploratory, and `why` is noted. `load` opens models
-    in another way. `warn` is told, before anything is searched, where a dictionary does not seem to fit its model."""
-    use_threads(1 if job.in_browser else threads)
+    in another way. `warn` is told, before anything is searched, where a dictionary does not seem to fit its model.
+    `where` names a cluster whose workers load and run; this process then only records."""
+    threads = 1 if job.in_browser else threads
+    if where is not None:
+        outfit = Outfit(job.plan, Settings.here(threads), job.in_browser)
+        return run_study(
+            job.plan,
+            job.run_dir,
+            executor=OnRay(outfit, sized(where, threads), warn=warn),
+            progress=progress,
+            text=job.text,
+            lock=lock,
+            why=why,
+        )
+    use_threads(threads)
     load = load or opener(job.plan)
     load = load if warn is None else _checking(load, job.plan, warn)
     return run_study(
@@ -142,6 +160,19 @@ def execute(
         why=why,
         one_at_a_time=True,
     )
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """What a worker on another machine loads a job's models with."""
+
+    plan: Plan
+    settings: Settings
+    in_browser: bool
+
+    def __call__(self, warn: Callable[[str], None]) -> tuple[LoadModel, LoadDictionary]:
+        load = self.settings.wrap(_checking(opener(self.plan), self.plan, warn))
+        return partial(load, beside_browser=True) if self.in_browser else load, self.settings.wrap(open_dictionary)
 
 
 def _checking(load: Callable[..., Any], plan: Plan, warn: Callable[[str], None]) -> Callable[..., Any]:

@@ -65,7 +65,7 @@ class StudyBar:
 
     def __call__(self, at: Any) -> None:
         name = f"{at.trial.arm} on {at.trial.model}, {at.trial.decoding}"
-        ended = at.phase in ("done", "failed", "over_budget", "not_applicable")
+        ended = at.phase in ("done", "failed", "over_budget", "not_applicable", "given_up")
         self.bar.update(self.trials, total=at.trials, completed=at.index + ended)
         self.bar.update(self.items, description=f"{at.phase} {name}", total=at.total or None, completed=at.done)
         said = f"{at.phase.replace('_', ' ')}  {name}" + (f": {at.message}" if at.message else "")

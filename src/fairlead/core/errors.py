@@ -10,6 +10,7 @@
     │   ├── PlanChanged            a plan that no longer matches the Records on disk
     │   └── LockError              a study without its lock, or one that differs from it
     ├── RemoteError                a model's endpoint that did not answer, refused, or answered something else
+    ├── WorkerError                workers on other machines: none came, one runs other code, or they died on a job
     ├── BrowserError               no browser, port taken, a page that did not answer
     └── NotApplicable              a method that does not apply here, with the reason
 
@@ -64,6 +65,10 @@ class PlanChanged(RecordError):
 
 class RemoteError(FairleadError):
     """A model's endpoint that did not answer, refused, or answered something else."""
+
+
+class WorkerError(FairleadError):
+    """Workers on other machines: none came up, one runs other code, or they died on a job again and again."""
 
 
 class LockError(RecordError):

@@ -4,6 +4,7 @@
           trials.json          coordinates of the trials of this plan and this source
           facts.json           what their keys hash           lock.jsonl  core.lock: the lock, amendments, witnesses
           sessions.jsonl       one line each time work was begun: lock or why none, code, packages
+          run.lock             who is recording here; empty when nobody is
           trials/<key>.jsonl   one Record a line        <key>.done     written last: status, counts, reason
           fitted/<key>/        what the method saved    describe.json  what was chosen; cost.json: what it cost
           traces/<sha256>.json.gz                       ledger/<key>.json
@@ -19,6 +20,8 @@ import gzip
 import json
 import os
 import shutil
+import socket
+import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,11 +56,16 @@ class TrialState:
 
 
 class Store:
-    """The writing side; one process at a time. Use as a context manager, so that the lock is let go."""
+    """The writing side; one process at a time. Use as a context manager, so that the lock is let go.
+
+    The kernel keeps two processes apart, and lets go of the lock when its holder dies. Some network disks do not, and a
+    lock file can be removed: so the holder also leaves its name in the file, and looks before it appends or finishes.
+    Whoever came last goes on, and the other one stops."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._owner = ""
         self._torn: set[str] = set()
 
     def __enter__(self) -> Store:
@@ -72,10 +80,16 @@ class Store:
             raise RecordError(
                 f"another process is recording in {self.path}", do="wait for it to end, or use another run directory"
             ) from error
+        self._owner = canonical({"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex})
+        with _recording(self.path):
+            os.ftruncate(self._lock, 0)
+            _write_all(self._lock, self._owner.encode())
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
+            if self._named() == self._owner:
+                os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
 
@@ -112,6 +126,7 @@ class Store:
         """Append Records of one trial and fsync. All lines land, or none: on a full disk the file is cut back."""
         if not records:
             return
+        self._check_owner()
         key = records[0].trial
         lines = "".join(to_line(record) for record in records).encode()
         with _recording(self.path):
@@ -145,6 +160,7 @@ class Store:
     ) -> None:
         """The completion marker; written last, so its presence means that the Records are all there. It holds the
         hashes of the trial's files."""
+        self._check_owner()
         records, good = _read_lines(self._jsonl(key))
         marker = {
             "status": status,
@@ -171,6 +187,7 @@ class Store:
         self, key: str, save: Callable[[Path], None], describe: Mapping[str, Any], cost: Mapping[str, Any]
     ) -> Path:
         """Save a Fitted beside its description; the folder appears whole or not at all."""
+        self._check_owner()
         draft, final = self.path / "fitted" / f"{key}.tmp", self.path / "fitted" / key
         shutil.rmtree(draft, ignore_errors=True)
         shutil.rmtree(final, ignore_errors=True)
@@ -210,6 +227,24 @@ class Store:
                 shutil.copyfile(other / name, self.path / name)
         self._write(self.path / "trials" / f"{key}.done", canonical(marker))
         return True
+
+    def _check_owner(self) -> None:
+        """Raise RecordError when another process has taken the run directory over. Without a lock (a reader, a test)
+        there is nothing to lose."""
+        if self._lock is not None and (found := self._named()) != self._owner:
+            raise RecordError(
+                f"another process has taken over {self.path}",
+                expected=self._owner,
+                got=found or "no name in run.lock",
+                do="let that one go on; nothing more was recorded by this one",
+            )
+
+    def _named(self) -> str:
+        """Who holds the run directory, by the lock file that is there now."""
+        try:
+            return (self.path / "run.lock").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
 
     def _jsonl(self, key: str) -> Path:
         return self.path / "trials" / f"{key}.jsonl"

@@ -1,5 +1,6 @@
-"""The trial loop, resume, budget caps. Tasks, methods, models and dictionaries arrive by name."""
+"""The trial loop, resume, budget caps, executors. Tasks, methods, models and dictionaries arrive by name."""
 
-from fairlead.study.loop import Progress, run_study, study_facts
+from fairlead.study.journal import Progress
+from fairlead.study.loop import run_study, study_facts
 
 __all__ = ["Progress", "run_study", "study_facts"]

@@ -56,3 +56,9 @@ def extend():
     """Let the toys be found as plugins."""
     fairlead.tasks.__path__.append(f"{HERE}/tasks")
     fairlead.methods.__path__.append(f"{HERE}/methods")
+
+
+def outfit(warn):
+    """What a worker on Ray loads with."""
+    extend()
+    return load_model, None
