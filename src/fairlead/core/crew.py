@@ -295,15 +295,19 @@ def _start(ray: Any, how: dict[str, Any]) -> Callable[[], None]:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
 
+    how |= {"address": "local", "include_dashboard": False, "object_store_memory": STORE_BYTES, "_temp_dir": scratch}
     for last in (False, True):
         try:
-            ray.init(address="local", include_dashboard=False, object_store_memory=STORE_BYTES, _temp_dir=scratch, **how)
+            ray.init(**how)
             break
         except Exception as error:
             if last:
                 leave()
-                raise WorkerError("Ray does not start on this machine", got=_first_line(error),
-                                  do="try again when it is less busy, or leave out --executor ray") from error  # fmt: skip
+                raise WorkerError(
+                    "Ray does not start on this machine",
+                    got=_first_line(error),
+                    do="try again when it is less busy, or leave out --executor ray",
+                ) from error
     return leave
 
 
