@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,53 +129,74 @@ def auc(p: Any, y: Any) -> float:
 
 
 def fitted_once() -> None:
-    """Arms of one fold that ask for the same dictionary share its fit; the first of them is charged its seconds."""
+    """Arms that ask for one dictionary of the same rows share its fit; the first of them is charged its seconds."""
     inner, known = dictionary.fit, {}
 
     def fit(kind: str, x: Any, seed: int = 0, **more: Any) -> Any:
         key = (kind, sha256(np.ascontiguousarray(x).tobytes()), seed, tuple(sorted(more.items())))
         if key not in known:
-            known.clear()
             known[key] = inner(kind, x, seed, **more)
         return known[key]
 
     dictionary.fit = fit  # type: ignore[assignment]
 
 
-async def headlines(folder: Path, embedder: Kept, seeds: int, folds: int, k: int, names: tuple[str, ...]) -> None:
+@dataclass(frozen=True)
+class Said:
+    """What an arm said of every pair [n] in one cross-fitting, its CPU-seconds and its claims in a fold."""
+
+    p: Any
+    seconds: float
+    claims: float
+
+
+async def cross_fitted(name: str, items: list[Item], part: Any, folds: int, k: int, seed: int, embedder: Kept) -> Said:
+    """`part` [n] is a fold, and whether a pair tunes."""
+    p, clock, claims = np.zeros(len(items)), time.process_time(), 0
+    for fold in range(folds):
+        rest, held = part % folds != fold, part // folds == 0
+        train, tunes, test = (np.flatnonzero(rows) for rows in (rest & ~held, rest & held, ~rest))
+        ctx = FitContext(embedder, None, [items[i] for i in train], [items[i] for i in tunes], seed, None,
+                         no_rollout, lambda: None, {}, no_sibling)  # fmt: skip
+        fitted = await arms.plugin(name, {"k": k}).fit(ctx)
+        with fitted.open(embedder) as world:
+            p[test] = [s.p for s in await world.predict_all([items[i] for i in test])]
+        claims += len(fitted.hypotheses)
+    return Said(p, (time.process_time() - clock) / folds, claims / folds)
+
+
+async def headlines(
+    folder: Path, embedder: Kept, seeds: int, folds: int, k: int, names: tuple[str, ...], keep: Path | None
+) -> None:
+    """`keep` is a folder for what each arm said at each seed: a run that was stopped goes on, and arms can be added."""
     fitted_once()
     items = pairs(folder)
     y = np.array([item.data["label"] for item in items])
     clusters = np.unique([item.cluster for item in items], return_inverse=True)[1]
-    p = {name: np.zeros((seeds, len(items))) for name in names}
-    seconds, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+    found: dict[str, list[Said]] = {name: [] for name in names}
     for seed in range(seeds):
         part = (np.random.default_rng(seed).permutation(clusters.max() + 1) % (4 * folds))[clusters]
-        for fold in range(folds):
-            test, held = (
-                np.flatnonzero(part % folds == fold),
-                np.flatnonzero((part % folds != fold) & (part // folds == 0)),
-            )
-            train = np.flatnonzero((part % folds != fold) & (part // folds > 0))
-            for name in names:
-                clock = time.perf_counter()
-                ctx = FitContext(embedder, None, [items[i] for i in train], [items[i] for i in held], seed, None,
-                                 no_rollout, lambda: None, {}, no_sibling)  # fmt: skip
-                fitted = await arms.plugin(name, {"k": k}).fit(ctx)
-                with fitted.open(embedder) as world:
-                    said = await world.predict_all([items[i] for i in test])
-                p[name][seed, test] = [s.p for s in said]
-                seconds[name] += time.perf_counter() - clock
-                counts[name] += len(fitted.hypotheses)
-        print(f"seed {seed}", {name: round(auc(p[name][seed], y), 3) for name in names}, file=sys.stderr, flush=True)
+        for name in names:
+            file = keep / f"{seed}-{name}.npz" if keep else None
+            if file and file.is_file():
+                said = Said(**{key: value[()] for key, value in np.load(file).items()})
+            else:
+                said = await cross_fitted(name, items, part, folds, k, seed, embedder)
+            if file and not file.is_file():
+                np.savez(file, **asdict(said))
+            found[name].append(said)
+            print(f"seed {seed} {name} {auc(said.p, y):.3f}", file=sys.stderr, flush=True)
     print(f"\nheadlines: {len(items)} pairs in {clusters.max() + 1} clusters, {folds} folds, {seeds} seeds, k = {k}, "
           f"{embedder.name}; AUC, mean of seeds, with the 95 % interval of a bootstrap over clusters")  # fmt: skip
+    p = {name: np.array([said.p for said in all_]) for name, all_ in found.items()}
     draws = boot(p, y, clusters)
     for name in names:
         low, high = np.quantile(draws[name], (0.025, 0.975))
-        value = np.mean([auc(row, y) for row in p[name]])
-        print(f"{name:12s} {value:.3f} [{low:.3f}, {high:.3f}]  {counts[name] / folds / seeds:5.1f} claims "
-              f"{seconds[name] / folds / seeds:6.1f} s a fit")  # fmt: skip
+        value, claims, spent = (
+            np.mean([f(said) for said in found[name]])
+            for f in (lambda s: auc(s.p, y), lambda s: s.claims, lambda s: s.seconds)
+        )
+        print(f"{name:12s} {value:.3f} [{low:.3f}, {high:.3f}]  {claims:5.1f} claims {spent:6.1f} CPU-s a fit")
     if {"labels", "latents"} <= set(names):
         share = (draws["labels"] - 0.5) / (draws["latents"] - 0.5)
         value = np.mean([auc(r, y) for r in p["labels"]]) - 0.5, np.mean([auc(r, y) for r in p["latents"]]) - 0.5
@@ -237,6 +259,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--keep", type=Path, help="of headlines: a folder, so that a run that was stopped goes on")
     parser.add_argument("--n", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--latents", type=int, default=4096)
@@ -255,7 +278,8 @@ def main() -> None:
             asyncio.run(recovery(path, embedder, given.seeds))
         else:
             names = tuple(given.arms.split(","))
-            asyncio.run(headlines(path, embedder, given.seeds, given.folds, given.k, names))
+            asyncio.run(headlines(path, embedder, given.seeds, given.folds, given.k, names,
+                                  given.keep))
 
 
 if __name__ == "__main__":

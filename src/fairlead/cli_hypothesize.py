@@ -11,6 +11,10 @@ import click
 from fairlead.app import show
 from fairlead.cli import as_json, loads_models, main, runs_in, threads
 
+# As in features.texts (a test compares), which is not loaded to parse a command.
+DICTIONARIES = ("levels", "residual", "matryoshka", "kmeans", "pca", "ica")
+SELECTORS = ("lasso", "stability", "knockoffs", "correlation", "separation")
+
 table_at = click.argument("data", metavar="TABLE", type=click.Path(path_type=Path))
 
 
@@ -40,6 +44,12 @@ def _bars(bar: Any) -> Callable[[str, int, int], None]:
               "org/name, lm:MODEL[@SITE], https://host/v1#MODEL.  [default: minilm where installed, else tfidf]"
               )  # fmt: skip
 @click.option("--k", type=click.IntRange(1, 200), default=20, show_default=True, help="At most this many hypotheses.")
+@click.option("--dictionary", type=click.Choice(DICTIONARIES), help="How patterns are looked for; residual also "
+              "looks at the label, and keeps rows back for it.  [default: levels]")  # fmt: skip
+@click.option("--select", "how", type=click.Choice(SELECTORS), help="How patterns are chosen.  [default: lasso]")
+@click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Only choose what keeps this "
+              "error rate: the chance of any false one; of stability their expected number, of knockoffs their "
+              "expected share. There may be none.")  # fmt: skip
 @click.option("--concept", "concepts", multiple=True, help="A phrase that a hypothesis may use; may be repeated.")
 @click.option("--ask", metavar="URL", help="Base URL of an OpenAI-compatible endpoint that may word hypotheses.")
 @click.option("--ask-model", metavar="NAME", help="Its model; without --ask, a local model instead.")
@@ -55,9 +65,9 @@ def _bars(bar: Any) -> Callable[[str, int, int], None]:
 @as_json
 def hypothesize(
     data: Path, text: tuple[str, ...], label: str | None, pair: str, covariates: tuple[str, ...], group: str,
-    positive: str, kind: str | None, embedder: str, k: int, concepts: tuple[str, ...], ask: str | None,
-    ask_model: str | None, ask_key: str | None, seed: int, saved: Path | None, out: Path | None, runs: Path,
-    threads: int, as_json: bool,
+    positive: str, kind: str | None, embedder: str, k: int, dictionary: str | None, how: str | None,
+    rate: float | None, concepts: tuple[str, ...], ask: str | None, ask_model: str | None, ask_key: str | None,
+    seed: int, saved: Path | None, out: Path | None, runs: Path, threads: int, as_json: bool,
 ) -> None:  # fmt: skip
     """What in the texts of TABLE explains the label? Ranked hypotheses, each tested on rows that nothing was fitted
     on, beside everything simpler; a page, and a file that runs them again. TABLE is CSV, TSV, JSON lines or Parquet.
@@ -80,9 +90,11 @@ def hypothesize(
         return
     if not text or not label:
         raise click.UsageError("give --text and --label, or --apply")
+    options = {"dictionary": dictionary, "how": how, "rate": rate}
     settings = verb.Settings(
         data, text, label, pair=pair, covariates=covariates, group=group, positive=positive, kind=kind or "",
         embedder=embedder or verb.default_embedder(), k=k, seed=seed, concepts=concepts, ask=asked, runs=runs,
+        options={name: value for name, value in options.items() if value is not None},
     )  # fmt: skip
     with show.bar(as_json) as bar:
         say = _bars(bar)

@@ -8,8 +8,10 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.lm.endpoint import chat, serving
 
 from fairlead.app import hypothesize as verb
 from fairlead.cli import main
@@ -149,6 +151,84 @@ def test_rows_in_memory_and_pairs(tmp_path: Path):
     assert "pairs in which only one has it" in Path(told["page"]).read_text(encoding="utf-8")
 
 
+def test_a_data_frame_and_names_for_labels(tmp_path: Path):
+    """What pandas has (`to_dict` of records, numpy cells, NaN), and three names: each effect says of which."""
+    rng, rows = random.Random(4), table(420, seed=9)
+    for row in rows:
+        has = "village" in row["headline"]
+        row["desk"] = rng.choices(["home", "world", "sport"], [0.7 if has else 0.15, 0.3, 0.3])[0]
+        row["size"] = np.float64(rng.random())
+    rows[0]["desk"] = float("nan")
+
+    class Frame:
+        def to_dict(self, orient: str):
+            assert orient == "records"
+            return rows
+
+    told = verb.hypothesize(Frame(), "headline", "desk", embedder="tfidf", k=4, arms=["ngrams"], covariates=["size"],
+                            runs=tmp_path)  # fmt: skip
+    assert told["kind"] == "multiclass" and told["classes"] == ["home", "sport", "world"]
+    assert told["data"]["dropped"] == {"label is missing or not a finite number": 1}
+    best = told["lists"]["texts.ngrams"]["hypotheses"][0]
+    assert best["found"] and best["effect"]["label"] in ("home", "sport", "world") and best["adjusted"] is not None
+
+
+def test_pandas_where_it_is_installed(tmp_path: Path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(table(300, seed=1))
+    frame["day"] = pandas.Timestamp("2026-01-01")
+    frame.loc[3, "clicked"] = None
+    told = verb.hypothesize(frame, "headline", "clicked", embedder="tfidf", k=3, arms=["ngrams"], runs=tmp_path)
+    assert told["kind"] == "binary" and told["data"]["rows"] == 299
+
+
+@pytest.mark.parametrize("options", [
+    {"dictionary": "residual"}, {"how": "knockoffs", "rate": 0.2}, {"how": "correlation", "rate": 0.05},
+])  # fmt: skip
+def test_ways_to_look_and_to_choose(found, tmp_path: Path, options):
+    path = Path(found["run"]).parent.parent / "data.csv"
+    settings = verb.Settings(path, ("headline",), "clicked", covariates=("place",), group="editor", k=3,
+                             arms=("random",), options=options, runs=tmp_path / "runs")  # fmt: skip
+    told = verb.execute(verb.prepare(settings), permutations=0)
+    made = told["made"]
+    assert {k: made[k] for k in options if k != "rate"} == {k: v for k, v in options.items() if k != "rate"}
+    assert made["rate"] == options.get("rate")
+    assert made["selected"] == made["unnamed"] + len(told["lists"]["texts.labels"]["hypotheses"])
+    kept_apart = found["made"]["selected_on"] - made["selected_on"]
+    assert kept_apart > 100 if options.get("dictionary") == "residual" else kept_apart == 0
+    if made["selected"]:
+        assert told["lists"]["texts.labels"]["found"] >= 1
+    else:  # knockoffs take none where only one pattern is true
+        assert "speaks of clicked" in told["lead"]["sentences"][-1]
+
+
+def test_a_language_model_words_hypotheses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each question is asked once, and charged whenever it is needed; the page says who answered, and how much."""
+    monkeypatch.setenv("FAIRLEAD_CACHE", str(tmp_path / "cache"))
+    path = save(tmp_path / "data.csv", table(240, seed=3))
+
+    def answer(_path: str, body):
+        asked = body["messages"][-1]["content"]
+        if "in common" in asked:
+            return chat("mentions a village")
+        return chat("yes" if "village" in asked.partition("Text: ")[2] else "no")
+
+    counts = []
+    with serving(answer) as server:
+        for runs in ("one", "two"):
+            settings = verb.Settings(path, ("headline",), "clicked", k=3, arms=("ngrams",), runs=tmp_path / runs,
+                                     ask=verb.Ask("m", server.url))  # fmt: skip
+            told = verb.execute(verb.prepare(settings), permutations=0)
+            counts.append((len(server.asked), told["asked"]))
+    questions = [json.dumps(body, sort_keys=True) for _, body, _ in server.asked]
+    assert len(set(questions)) == len(questions) == counts[0][0] == counts[1][0] > 100
+    assert counts[0][1] == counts[1][1] and counts[0][1]["answers"] >= len(questions)
+    assert counts[0][1]["prompt_tokens"] == 7 * counts[0][1]["answers"]
+    assert "m: " in Path(told["page"]).read_text()
+    fitted = next(f for f in Run.open(told["run"]).fitted.values() if f["arm"] == "labels")
+    assert all("asked" in h["tried"] for h in fitted["hypotheses"]) and fitted["hypotheses"]
+
+
 def test_no_hypothesis_is_a_result_too(tmp_path: Path):
     """Texts that share no word: nothing can be said in words, and the report says that."""
     rows = [{"t": f"{chr(97 + i % 26) * (3 + i // 26)}", "l": i % 2} for i in range(200)]
@@ -162,6 +242,14 @@ def test_no_hypothesis_is_a_result_too(tmp_path: Path):
 
 def invoke(*words: object):
     return CliRunner().invoke(main, ["hypothesize", *map(str, words)])
+
+
+def test_the_command_knows_every_way():
+    from fairlead import cli_hypothesize as cli
+    from fairlead.features.texts import dictionary, select
+
+    assert cli.SELECTORS == select.HOW
+    assert {*cli.DICTIONARIES} == {*dictionary.KINDS, "residual"} - {"random"}
 
 
 @pytest.mark.parametrize("rows, options, said", [

@@ -130,6 +130,21 @@ async def test_shuffled_labels_give_no_claim_at_a_stated_error_rate() -> None:
             assert 0 < (await opened.predict(given[0])).p < 1
 
 
+async def test_a_label_aware_dictionary_is_selected_and_weighed_on_labels_it_has_not_seen() -> None:
+    """Its latents move with the labels of part train; selection and weights with the others' alone."""
+    given = items("binary", 200)
+    fitted = await fit("residual", given, k=4, n_features=8)
+    rest = sum(i.split == "train" and i.data["part"] != "train" for i in given)
+    assert fitted.about["dictionary"] == "residual" and fitted.about["selected_on"] == rest
+    flipped = [Item(i.id, i.split, i.cluster, {}, {**i.data, "label": not i.data["label"]})
+               if i.data["part"] in ("select", "label") else i for i in given]  # fmt: skip
+    other = await fit("residual", flipped, k=4, n_features=8)
+    assert [p.fingerprint for p in other.source.levels.parts] == [p.fingerprint for p in fitted.source.levels.parts]
+    assert other.source.columns == fitted.source.columns  # the same correlations, with the other sign
+    said = await fit("labels", given, k=4, n_features=8, dictionary="residual", how="knockoffs")
+    assert said.about["how"] == "knockoffs"
+
+
 async def test_covariates_explain_first() -> None:
     """A covariate that is the label leaves nothing for the texts to explain."""
     given = [Item(i.id, i.split, i.cluster, {}, {**i.data, "covariates": {"x": float(i.data["label"])}})

@@ -13,6 +13,7 @@ from fairlead.app.models import open_dictionary, open_model, use_threads
 from fairlead.app.texts import read_texts
 from fairlead.app.train import shop_prompts
 from fairlead.core.errors import FairleadError
+from fairlead.core.ledger import Meter
 
 LABELS, SCREEN = "labels.jsonl", "screen"
 SHOP_TEXTS = 200  # prompts of the shop, where no texts are given
@@ -232,8 +233,8 @@ def _asked(ask: Ask) -> Any:
 
 
 def annotator(ask: Ask, meter: Any = None) -> Any:
-    """The language model of `ask`. An endpoint keeps its answers itself and charges its calls to `meter`; a local
-    model's answers are kept by its weights and the whole prompt."""
+    """The language model of `ask`. An endpoint keeps its answers itself; a local model's are kept by its weights and
+    the whole prompt. Both charge `meter`, a kept answer as much as it cost when it was made."""
     from fairlead.features.labellers import LocalAnnotator, RemoteAnnotator
     from fairlead.features.texts.labellers import KeptAnnotator
     from fairlead.lm.cache import Cache, default_file
@@ -241,8 +242,10 @@ def annotator(ask: Ask, meter: Any = None) -> Any:
 
     if ask.url is not None:
         return RemoteAnnotator(Remote(ask.url, ask.model, api_key_env=ask.key_env, meter=meter))
-    subject = open_model(ask.model)
-    return KeptAnnotator(LocalAnnotator(subject), Cache(default_file("answers")), subject.fingerprint)
+    spends = Meter()
+    subject = open_model(ask.model).metered(spends)
+    kept = Cache(default_file("answers"))
+    return KeptAnnotator(LocalAnnotator(subject), kept, subject.fingerprint, spends, meter)
 
 
 @dataclass(frozen=True)

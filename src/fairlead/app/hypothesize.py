@@ -230,7 +230,8 @@ def _told(ready: Prepared, found: Run, lock: locks.Lock | None, why: str, permut
     table, items = task.table, list(task.items("test"))
     labels = [item.data["label"] for item in items]
     clusters = [item.cluster for item in items]
-    outcomes, claims, failed = _by_arm(found, items)
+    outcomes, about, failed = _by_arm(found, items)
+    claims = {arm: list(told.get("hypotheses", ())) for arm, told in about.items()}
     if CLAIM not in outcomes:
         raise FairleadError("no hypotheses could be made", got=failed.get(CLAIM, "no Records"), do="see the run")
     said = {arm: [_predicted(table.kind, o) for o in rows] for arm, rows in outcomes.items()}
@@ -257,11 +258,22 @@ def _told(ready: Prepared, found: Run, lock: locks.Lock | None, why: str, permut
         "measure": MEASURES[table.kind], "chance": chance(table.kind, labels),
         "arms": [{**asdict(s), "simpler": s.arm in SIMPLER, "ceiling": s.arm == CEILING,
                   "hypotheses": len(claims.get(s.arm, ()))} for s in measured],
+        "made": {k: v for k, v in about[CLAIM].items() if k not in ("arm", "hypotheses")},
+        "asked": _asked(ready),
         "failed": failed, "claim": CLAIM, "lists": lists, "verdict": judged,
         "exploratory": why if lock is None else "", "run": str(ready.job.run_dir),
         "page": str(ready.job.run_dir / "hypotheses.html"),
     }  # fmt: skip
     return {**told, "lead": pages.lead(told)}
+
+
+def _asked(ready: Prepared) -> dict[str, Any] | None:
+    """The language model that was asked, and what its answers cost (those of this process; kept ones too)."""
+    if ready.settings.ask is None:
+        return None
+    cost = ready.embedding.meter.snapshot()
+    return {"model": ready.settings.ask.model, "answers": cost.judge_calls, "prompt_tokens": cost.prompt_tokens,
+            "new_tokens": cost.new_tokens}  # fmt: skip
 
 
 def _verdict(run_dir: Path) -> dict[str, Any]:
@@ -270,7 +282,7 @@ def _verdict(run_dir: Path) -> dict[str, Any]:
 
 
 def _by_arm(found: Run, items: Sequence[Item]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
-    """(outcomes in the order of `items`, claims, why an arm has none), by arm."""
+    """(outcomes in the order of `items`, what an arm says of itself, why it has no outcomes), by arm."""
     by_arm: dict[str, dict[str, Any]] = {}
     errors: dict[str, str] = {}
     for record in found.records:
@@ -281,13 +293,12 @@ def _by_arm(found: Run, items: Sequence[Item]) -> tuple[dict[str, Any], dict[str
     outcomes = {
         arm: [rows[item.id] for item in items] for arm, rows in by_arm.items() if len(rows) == len(items)
     }
-    claims, failed = {}, dict(errors)
+    about, failed = {}, dict(errors)
     for state in found.trials:
-        about = found.fitted.get(state.trial.key, {})
-        claims[state.trial.arm] = list(about.get("hypotheses", ()))
+        about[state.trial.arm] = dict(found.fitted.get(state.trial.key, {}))
         if state.trial.arm not in outcomes:
             failed.setdefault(state.trial.arm, state.reason or state.status)
-    return outcomes, claims, {arm: why for arm, why in failed.items() if arm not in outcomes}
+    return outcomes, about, {arm: why for arm, why in failed.items() if arm not in outcomes}
 
 
 def _predicted(kind: str, outcome: Mapping[str, Any]) -> float:

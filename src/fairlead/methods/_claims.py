@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class Rows:
     @property
     def pairs(self) -> bool:
         return self.kind == "pairwise"
+
+    def part(self, at: Array) -> Rows:
+        """The rows at `at`."""
+        at = np.asarray(at, dtype=np.intp)
+        texts = [self.texts[i] for i in (np.concatenate([at, at + self.n]) if self.pairs else at)]
+        return replace(self, texts=tuple(texts), y=self.y[at], covariates=self.covariates[at],
+                       groups=tuple(self.groups[i] for i in at), parts=tuple(self.parts[i] for i in at))  # fmt: skip
 
     def differ(self, z: Any) -> Any:
         """Rows of features of `texts` as rows of items: of pairs, first minus second."""

@@ -3,16 +3,19 @@
     texts.labels     latents of a dictionary of embeddings, said as predicates that read nothing but text
     texts.latents    the same latents themselves
     texts.matryoshka, .kmeans, .pca, .ica, .random, .topics   latents of other dictionaries, and of a topic model
+    texts.residual   latents of a dictionary that knows the label
     texts.ngrams     words and phrases
     texts.dense      the whole embedding: a ceiling, and no claim
 
-The dictionary sees the texts of train, never a label. Latents are selected by the labels of train; words are made on
-train, chosen on its part `label` (a quarter where items name no parts), and scored on validation. The penalty of the
-last model is chosen on validation, each value one tuning attempt. Options:
+The dictionary sees the texts of train, never a label; latents are selected by the labels of all of train. `residual`
+alone sees labels, those of train's part `train` (of half the groups where items name no parts): its latents are
+selected and weighed on the other rows only. Words are made on train, chosen on its part `label` (a quarter where items
+name no parts), and scored on validation. The penalty of the last model is chosen on validation, each value one tuning
+attempt. Options:
 k            claims at most
-how          lasso, stability, correlation, separation (features.texts.select)
+how          lasso, stability, knockoffs, correlation, separation (features.texts.select)
 rate         above 0: the stated error rate; a claim is made only if it keeps it, so there may be none
-dictionary   of texts.labels and texts.latents: levels, matryoshka, kmeans, pca, ica
+dictionary   of texts.labels and texts.latents: levels, residual, matryoshka, kmeans, pca, ica
 n_features   0: from the number of texts
 bank         phrases to name things by; default: those of the texts
 penalties    C, the inverse of the L2 penalty
@@ -31,7 +34,7 @@ from scipy.sparse import csr_matrix
 from fairlead.core.claims import Hypothesis
 from fairlead.core.errors import NotApplicable
 from fairlead.core.protocols import FitContext
-from fairlead.features.texts import dictionary, topics
+from fairlead.features.texts import dictionary, residual, topics
 from fairlead.features.texts import labellers as naming
 from fairlead.features.texts.ngrams import common, grams, words
 from fairlead.features.texts.predicates import Predicate, Read, Terms, Tools, describe, to_json
@@ -39,7 +42,8 @@ from fairlead.features.texts.select import select
 from fairlead.methods import _options
 from fairlead.methods._claims import FittedClaims, Model, Rows, Source, load, loss, model, rows
 
-VARIANTS = ("labels", "latents", "matryoshka", "kmeans", "pca", "ica", "random", "topics", "ngrams", "dense")
+VARIANTS = ("labels", "latents", "residual", "matryoshka", "kmeans", "pca", "ica", "random", "topics", "ngrams",
+            "dense")  # fmt: skip
 DEFAULTS: dict[str, Any] = {
     "k": 20, "how": "lasso", "rate": 0.0, "dictionary": "levels", "n_features": 0, "bank": [],
     "penalties": [0.001, 0.01, 0.1, 1.0],
@@ -63,10 +67,11 @@ class Texts:
         embedder = getattr(ctx.subject, "embedder", ctx.subject)
         tools = Tools(embedder, getattr(ctx.subject, "annotator", None))
         read, after = Read(train.texts, tools), Read(held.texts, tools)
-        source, hypotheses, about = await self._found(ctx, train, held, read, after)
-        x = np.hstack([train.differ(await source.features(read)), train.covariates])
+        fresh = _unseen(train, ctx.seed) if self._kind() == "residual" else np.arange(train.n)
+        source, hypotheses, about = await self._found(ctx, train, held, read, after, fresh)
+        x = np.hstack([train.differ(await source.features(read)), train.covariates])[fresh]
         v = np.hstack([held.differ(await source.features(after)), held.covariates])
-        made = _tuned(ctx, x, train, v, held, self.options["penalties"])
+        made = _tuned(ctx, x, train.part(fresh), v, held, self.options["penalties"])
         weights = np.abs(made.weights).max(1) if train.kind == "multiclass" else made.weights[:, 0]
         hypotheses = tuple(replace(h, weight=float(w)) for h, w in zip(hypotheses, weights, strict=False))
         return FittedClaims(self.variant, source, made, train.classes, hypotheses, about)
@@ -74,10 +79,13 @@ class Texts:
     def load(self, path: Path) -> FittedClaims:
         return load(path)
 
+    def _kind(self) -> str:
+        return self.options["dictionary"] if self.variant in ("labels", "latents") else self.variant
+
     async def _found(
-        self, ctx: FitContext[Any], train: Rows, held: Rows, read: Read, after: Read
+        self, ctx: FitContext[Any], train: Rows, held: Rows, read: Read, after: Read, fresh: Array
     ) -> tuple[Source, tuple[Hypothesis, ...], dict[str, Any]]:
-        """Where the features come from, and what is claimed of each."""
+        """Where the features come from, and what is claimed of each. Labels of the rows `fresh` alone select."""
         if self.variant == "dense":
             return Source(dense=True), (), {"width": int((await read.rows()).shape[1])}
         if self.variant == "ngrams":
@@ -87,12 +95,11 @@ class Texts:
             held_topics = topics.fit(train.texts, self._size(len(train.texts)), ctx.seed)
             source, z = Source(topics=held_topics), held_topics.encode(train.texts)
         else:
-            kind = self.options["dictionary"] if self.variant in ("labels", "latents") else self.variant
-            levels = dictionary.fit(kind, await read.rows(), ctx.seed, n_features=self.options["n_features"] or None)
+            levels = self._fitted(await read.rows(), train, fresh, ctx.seed)
             _charge(ctx, levels.training_flops)
             source, z = Source(levels=levels), dictionary.encode(levels, await read.rows())
-            about = {"dictionary": kind, "n_features": levels.n_features}
-        chosen = self._selected(train, z, ctx.seed)
+            about = {"dictionary": self._kind(), "n_features": levels.n_features, "selected_on": len(fresh)}
+        chosen = self._selected(train.part(fresh), train.differ(z)[fresh], ctx.seed)
         about |= {"selected": len(chosen), "how": self.options["how"], "rate": self.options["rate"] or None}
         if self.variant == "labels":
             return await self._named(train, held, read, after, source, z, chosen, about, ctx.seed)
@@ -102,11 +109,19 @@ class Texts:
     def _size(self, n: int) -> int:
         return int(self.options["n_features"] or dictionary.sizes(n)[0])
 
-    def _selected(self, train: Rows, z: Any, seed: int) -> tuple[int, ...]:
+    def _fitted(self, x: Array, train: Rows, fresh: Array, seed: int) -> dictionary.Levels:
+        size = self.options["n_features"] or None
+        if self._kind() != "residual":
+            return dictionary.fit(self._kind(), x, seed, n_features=size)
+        seen = np.setdiff1d(np.arange(train.n), fresh)
+        part = train.part(seen)
+        return residual.fit(x, seen, part.y, seed, pairs=train.pairs, covariates=_given(part), n_features=size)
+
+    def _selected(self, rows: Rows, z: Any, seed: int) -> tuple[int, ...]:
+        """Columns of z, which has one row an item of `rows`."""
         found = select(
-            train.differ(z), train.y, self.options["k"], self.options["how"],
-            covariates=train.covariates if train.covariates.shape[1] else None, pairs=train.pairs,
-            groups=train.groups if len(set(train.groups)) < train.n else None,
+            z, rows.y, self.options["k"], self.options["how"], covariates=_given(rows), pairs=rows.pairs,
+            groups=rows.groups if len(set(rows.groups)) < rows.n else None,
             rate=self.options["rate"] or None, seed=seed,
         )  # fmt: skip
         return found.columns
@@ -116,7 +131,7 @@ class Texts:
         terms = common(sets, least=max(3, len(train.texts) // 500), most=0.9)
         if not terms.terms:
             raise NotApplicable("no word is in three texts or more", expected="texts that share words")
-        chosen = self._selected(train, terms.of_sets(sets), seed)
+        chosen = self._selected(train, train.differ(terms.of_sets(sets)), seed)
         said = [Terms((terms.terms[j],)) for j in chosen]
         hypotheses = tuple(Hypothesis(describe(p), "ngram", 0.0, to_json(p)) for p in said)
         return Source(predicates=tuple(said)), hypotheses, {"terms": len(terms.terms), "selected": len(chosen)}
@@ -146,6 +161,19 @@ class Texts:
             )  # fmt: skip
         about |= {"unnamed": len(chosen) - len(said)}
         return Source(predicates=tuple(said)), tuple(said.values()), about
+
+
+def _given(rows: Rows) -> Array | None:
+    return rows.covariates if rows.covariates.shape[1] else None
+
+
+def _unseen(train: Rows, seed: int) -> Array:
+    """Rows whose labels a label-aware dictionary does not see: those outside the part `train`, or half the groups."""
+    parts = np.array(train.parts)
+    if len({*train.parts}) > 1 and (parts == "train").any():
+        return np.flatnonzero(parts != "train")
+    place = np.unique(np.asarray(train.groups), return_inverse=True)[1]
+    return np.flatnonzero(np.random.default_rng([seed, 1]).permutation(int(place.max()) + 1)[place] % 2 == 0)
 
 
 def _apart(train: Rows, held: Rows, seed: int) -> naming.Parts:

@@ -20,6 +20,9 @@ from fairlead.report.svg import frame, tag
 WORDS = {
     "texts.labels": ("Rules in words", "the hypotheses below: each reads the text and nothing else"),
     "texts.latents": ("The patterns behind the rules", "what the rules put into words, before it was put into words"),
+    "texts.residual": ("Patterns that know the label", "looked for with an eye on the label, on rows kept apart"),
+    "texts.matryoshka": ("Nested patterns", "coarse and fine patterns in one dictionary"),
+    "texts.ica": ("Independent directions", "where texts differ in unrelated ways"),
     "texts.ngrams": ("A list of words and phrases", "as many words or phrases as there are rules"),
     "texts.topics": ("Topics", "groups of words that occur together"),
     "texts.kmeans": ("Groups of similar texts", "each text belongs to the nearest group"),
@@ -68,6 +71,8 @@ def lead(told: Mapping[str, Any]) -> dict[str, Any]:
             said.append(f"{n} of {many} rules in words {'holds' if n == 1 else 'hold'} up on {rows}.")
         elif many:
             said.append(f"None of {many} rules in words holds up on {rows}.")
+        elif (told.get("made") or {}).get("selected") == 0:
+            said.append(f"No pattern in the texts speaks of {told['columns']['label']} clearly enough to be looked at.")
         else:
             said.append("No rule in words could be made of these texts.")
         if n:
@@ -160,6 +165,14 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("parts", parts),
         ("embedding", told["embedder"]["name"]),
     ]
+    made = told.get("made") or {}
+    if "n_features" in made:
+        rate = f", error rate {made['rate']:g}" if made.get("rate") else ""
+        chosen = f"{made['selected']} chosen ({made['how']}{rate}) by the labels of {made['selected_on']:,} rows"
+        out.append(("patterns", f"{made['n_features']:,} ({made['dictionary']}), {chosen}"))
+    if asked := told.get("asked"):
+        tokens = asked["prompt_tokens"] + asked["new_tokens"]
+        out.append(("language model", f"{asked['model']}: {asked['answers']:,} answers, {tokens:,} tokens"))
     if columns["covariates"]:
         out.append(("adjusted for", ", ".join(columns["covariates"])))
     if columns["group"]:

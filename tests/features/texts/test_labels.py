@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from tests.features.texts.planted import NAMES, THINGS, Embedder, embedded, world
 
+from fairlead.core.ledger import Meter
+from fairlead.core.types import Message
 from fairlead.features.texts import labellers
 from fairlead.features.texts.labellers import Corpus, KeptAnnotator, Shown, f1, label, parts, standard, threshold
 from fairlead.features.texts.predicates import Tools, fires
@@ -69,6 +72,15 @@ async def test_a_bank_of_the_users_names_by_its_phrases() -> None:
     assert made.text == "is close in meaning to “animals”"
 
 
+async def test_a_users_bank_is_offered_beside_the_texts_own_phrases() -> None:
+    texts, gold = world(400)
+    corpus = Corpus(texts, embedded(texts), Tools(Embedder()), bank=["animals", "paper"])
+    values, apart = gold[:, 2].astype(float), parts(range(400))
+    made = await label(corpus, values, apart, standard(corpus))
+    assert {"near", "concepts"} <= set(made.tried) and made.tried["concepts"] < 0.5 < made.tried["near"]
+    assert "concepts" not in standard(Corpus(texts[:50], embedded(texts[:50]), Tools(Embedder())))
+
+
 async def test_surface_measures_are_found() -> None:
     rng = np.random.default_rng(0)
     base = world(400)[0]
@@ -120,6 +132,23 @@ async def test_a_language_model_is_asked_once_of_each_text(planted: Any, tmp_pat
         assert made.text == "talks about food" and made.f1 == 1.0
         counts.append((model.calls, annotator.asked[0]))
     assert counts[0][0] > 100 and counts[0] == counts[2] and counts[1] == (0, 0)
+
+
+async def test_a_kept_answer_costs_what_it_cost(tmp_path: Path) -> None:
+    spends = Meter()
+
+    class Costly(Model):
+        async def yes(self, messages: Any) -> float:
+            spends.charge(prompt_tokens=10, flops=5.0, forwards=1)
+            return await super().yes(messages)
+
+    questions = [(Message("user", f"Text: {text}"),) for text in ("soup", "rain", "soup")]
+    for _ in range(2):
+        pays, model = Meter(), Costly()
+        kept = KeptAnnotator(model, Cache(tmp_path / "kept.sqlite"), "one", spends, pays)
+        assert list(await asyncio.gather(*map(kept.yes, questions))) == [1.0, -1.0, 1.0]
+        assert (pays.judge_calls, pays.prompt_tokens, pays.flops, pays.forwards) == (3, 30, 15.0, 3)
+    assert kept.asked == [0] and spends.prompt_tokens == 20
 
 
 def test_a_threshold_never_cuts_between_equal_scores() -> None:

@@ -4,7 +4,8 @@
                an informative Dirichlet prior, Monroe et al. 2008)
     ctfidf     the words most its own (c-TF-IDF), any of them
     rules      "any of these" over n-grams and surface measures, grown while it detects better
-    near       phrases whose mean embedding lies nearest to where it fires: of the texts, or of a bank of the user's
+    near       phrases whose mean embedding lies nearest to where it fires, of the texts
+    concepts   the same, of a bank of the user's phrases, where there is one
     asked      what a language model says, asked again of each text (an `Annotator`)
 
 Each is made on `shown`, the best is chosen on `select` and scored on `held`; that score is the label's.
@@ -12,14 +13,17 @@ Each is made on `shown`, the best is chosen on `select` and scored on `held`; th
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fairlead.core.keys import content_key
-from fairlead.core.types import Message, Messages
+from fairlead.core.types import Cost, Message, Messages
 from fairlead.features.detection import auroc, interval
 from fairlead.features.labellers import Annotator
 from fairlead.features.texts.ngrams import STOP, common, grams, words
@@ -41,6 +45,7 @@ from fairlead.features.texts.predicates import (
 Array = Any
 TERMS, RULE, PHRASES, TRIED, BANK, EXAMPLES = 80, 6, 6, 150, 1500, 10
 GAIN = 0.01  # in F1, for which a rule takes another part, and a label another phrase
+CHARGED = ("prompt_tokens", "new_tokens", "flops", "forwards", "seconds")  # of an answer that is kept
 MOST_READ = 4000  # texts that a label is made on
 LEAST, SCORED = 5, 3  # texts where a latent fires that a label is made on, and that choosing and scoring need
 
@@ -54,17 +59,21 @@ class Corpus:
         self.vocabulary = common(sets, least=max(2, min(5, len(texts) // 200)))
         self.matrix = self.vocabulary.of_sets(sets)
         self.surface = _surface_rules(self.read.texts)
-        self._bank, self._given, self._near = tuple(bank), bool(bank), np.zeros((0, 0))
+        self.given, self._banks = tuple(bank), dict[bool, tuple[tuple[str, ...], Array]]()
 
-    async def bank(self) -> tuple[tuple[str, ...], Array]:
-        """Phrases to name things by, and their embeddings: the user's, or the commonest terms of the texts."""
-        if not self._bank:
-            often = np.asarray(self.matrix.sum(0)).ravel()
-            plain = [i for i in np.argsort(-often, kind="stable") if self.vocabulary.terms[i] not in STOP]
-            self._bank = tuple(self.vocabulary.terms[i] for i in plain[:BANK])
-        if not len(self._near) and self._bank:
-            self._near = np.asarray(await self.tools.embedder.embed(list(self._bank)))
-        return self._bank, self._near
+    async def bank(self, own: bool = False) -> tuple[tuple[str, ...], Array]:
+        """Phrases to name things by, and their embeddings: the user's, or the commonest terms of the texts (`own`, or
+        where the user has none)."""
+        own = own or not self.given
+        if own not in self._banks:
+            phrases = self.given
+            if own:
+                often = np.asarray(self.matrix.sum(0)).ravel()
+                plain = [i for i in np.argsort(-often, kind="stable") if self.vocabulary.terms[i] not in STOP]
+                phrases = tuple(self.vocabulary.terms[i] for i in plain[:BANK])
+            rows = np.asarray(await self.tools.embedder.embed(list(phrases))) if phrases else np.zeros((0, 0))
+            self._banks[own] = phrases, rows
+        return self._banks[own]
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,9 @@ def standard(corpus: Corpus, annotator: Annotator | None = None, *, near: bool =
     """The labellers that can be used here, the plainest first."""
     found: dict[str, Labeller] = {"rules": rules, "ctfidf": ctfidf, "log_odds": log_odds}
     if near and corpus.tools.embedder is not None:
-        found["near"] = near_phrases
+        found["near"] = near_texts
+        if corpus.given:
+            found["concepts"] = near_phrases
     if annotator is not None:
         found["asked"] = asked(annotator)
     return found
@@ -303,8 +314,16 @@ def _surface_rules(texts: Sequence[str]) -> list[tuple[Surface, Array]]:
 
 
 async def near_phrases(shown: Shown) -> Predicate | None:
-    """Phrases added to a mean embedding while it tells the texts apart better (AUROC)."""
-    phrases, named = await shown.corpus.bank()
+    """Phrases of the corpus' bank, added to a mean embedding while it tells the texts apart better (AUROC)."""
+    return _near(shown, *await shown.corpus.bank())
+
+
+async def near_texts(shown: Shown) -> Predicate | None:
+    """As `near_phrases`, by the texts' own terms."""
+    return _near(shown, *await shown.corpus.bank(own=True))
+
+
+def _near(shown: Shown, phrases: Sequence[str], named: Array) -> Predicate | None:
     if not len(phrases):
         return None
     rows, fires = shown.corpus.rows[shown.rows], shown.fires
@@ -358,25 +377,39 @@ def asked(annotator: Annotator, name: str = "") -> Labeller:
 
 @dataclass(frozen=True, eq=False)
 class KeptAnnotator:
-    """An annotator whose answers are kept (`lm.cache.Cache`) under its model's fingerprint and the whole prompt, so
-    that work goes on where it stopped. `asked` counts what was not kept: the rest cost nothing."""
+    """An annotator whose answers are kept (`lm.cache.Cache`) under its model's fingerprint and the whole prompt, one by
+    one, so that work goes on where it was killed. `asked` counts what was not kept.
+
+    `spends` is the meter that `inner` charges, `meter` the one that pays: a kept answer is charged what it cost when it
+    was made, so that a ledger does not depend on what a cache held. Then one question is asked at a time."""
 
     inner: Annotator
     cache: Any
     fingerprint: str
+    spends: Any = None
+    meter: Any = None
     asked: list[int] = field(default_factory=lambda: [0])
+    one: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def say(self, messages: Messages) -> str:
-        return (await self._kept("say", messages)).decode()
+        return await self._kept("say", messages)
 
     async def yes(self, messages: Messages) -> float:
-        return float((await self._kept("yes", messages)).decode())
+        return float(await self._kept("yes", messages))
 
-    async def _kept(self, what: str, messages: Messages) -> bytes:
-        key = content_key([what, self.fingerprint, [[m.role, m.content] for m in messages]])
-        if key in (held := self.cache.get([key])):
-            return bytes(held[key])
-        self.asked[0] += 1
-        found = str(await getattr(self.inner, what)(messages)).encode()
-        self.cache.put({key: found})
-        return found
+    async def _kept(self, what: str, messages: Messages) -> str:
+        key = content_key([what, "with cost", self.fingerprint, [[m.role, m.content] for m in messages]])
+        async with self.one if self.spends is not None else nullcontext():
+            held = self.cache.get([key])
+            if key in held:
+                found = json.loads(held[key])
+            else:
+                before = self.spends.snapshot() if self.spends is not None else Cost()
+                said = str(await getattr(self.inner, what)(messages))
+                cost = self.spends.snapshot() - before if self.spends is not None else before
+                found = {"said": said, "cost": {name: getattr(cost, name) for name in CHARGED}}
+                self.asked[0] += 1
+                self.cache.put({key: json.dumps(found).encode()})
+        if self.meter is not None:
+            self.meter.charge(**{**found["cost"], "judge_calls": 1})
+        return str(found["said"])

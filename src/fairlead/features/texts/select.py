@@ -1,6 +1,6 @@
-"""Which columns of a sparse matrix say something about a label: lasso to exactly k, stability selection, correlation
-with a family-wise error rate, separation. Covariates and the mean are projected out, so they carry no penalty; the
-matrix is never made dense.
+"""Which columns of a sparse matrix say something about a label: lasso to exactly k, stability selection, knockoffs,
+correlation with a family-wise error rate, separation. Covariates and the mean are projected out, so they carry no
+penalty; the matrix is never made dense (knockoffs look at `MOST` columns of `ROWS` rows).
 
 A label y [n] is numbers (binary: 0 and 1), or [n, c] with one column a class. Of pairs, rows are differences, first
 minus second, y is 1 or 0 for first or second, and there is no intercept: swapping a pair changes nothing.
@@ -17,12 +17,16 @@ from scipy import stats
 from scipy.sparse import csc_matrix, csr_matrix
 
 from fairlead.core.errors import FairleadError
+from fairlead.features.texts import knockoffs
 
 Array = Any
-How = Literal["lasso", "stability", "correlation", "separation"]
+How = Literal["lasso", "stability", "knockoffs", "correlation", "separation"]
 HOW: tuple[str, ...] = get_args(How)
 FREQUENCY, HALVES = 0.9, 50  # stability selection: chosen in 90 % of 50 complementary pairs of halves
 PERMUTATIONS = 400
+SHARE_FALSE = 0.2  # of knockoffs, where no rate is given
+MOST, ROWS, FIRING = 600, 50_000, 8  # columns and rows that knockoffs look at; rows where a column must not be 0
+DEEP = 60  # columns, knockoffs among them, for which the lasso's path is followed
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +223,33 @@ def stability(x: Design, y: Array, *, rate: float, seed: int = 0, groups: Sequen
     return taken / (2 * HALVES)
 
 
+def against_knockoffs(x: Design, y: Array, *, seed: int = 0, groups: Sequence[Any] | None = None) -> Array:
+    """W [m] of columns for y [n, c], which has the basis projected out: how early the lasso's path takes a column
+    (`DEEP` for the first), with a minus where it takes its knockoff earlier. Of a column that says nothing either sign
+    is as likely. 0 for columns never taken, and for those not looked at (which they are depends on no label). Rows of a
+    group are summed up first."""
+    rng, found = np.random.default_rng(seed), np.zeros(x.shape[1])
+    fires = np.diff(x.columns.indptr)
+    usable = np.flatnonzero((x.length > 0) & (fires >= FIRING))
+    looked = np.sort(usable[np.argsort(-fires[usable], kind="stable")[:MOST]])
+    if not len(looked):
+        return found
+    rows = np.sort(rng.permutation(x.shape[0])[:ROWS])
+    real, left = np.column_stack([x.dense(int(j))[rows] for j in looked]), y[rows]
+    if groups is not None:
+        place = np.unique(np.asarray(groups, dtype=str)[rows], return_inverse=True)[1]
+        sums = csr_matrix((np.ones(len(place)), (place, np.arange(len(place)))))
+        real, left = sums @ real, sums @ left
+    both = design(np.hstack([real, knockoffs.drawn(real, rng)]), pairs=True)  # the mean is out already
+    m, first = len(looked), np.zeros(2 * len(looked))
+    for c in range(left.shape[1]):
+        chosen = lasso(both, left[:, c], min(DEEP, len(left) // 3)).chosen
+        first[list(chosen)] = np.maximum(first[list(chosen)], DEEP - np.arange(len(chosen)))
+    real_first, false_first = first[:m], first[m:]
+    found[looked] = np.sign(real_first - false_first) * np.maximum(real_first, false_first)
+    return found
+
+
 def _lengths(x: Design) -> Array:
     squares = np.asarray(x.columns.multiply(x.columns).sum(0)).ravel()
     left = squares - ((x.columns.T @ x.basis) ** 2).sum(1)
@@ -259,8 +290,9 @@ def separation(z: Any, y: Array, *, top: int = 100, pairs: bool = False) -> Arra
 
 @dataclass(frozen=True)
 class Selection:
-    """Columns chosen, best first, by `how`. `rate` is the stated chance (stability: expected number) of any false one,
-    None where there is no such statement. `scores` is what they were ranked by."""
+    """Columns chosen, best first, by `how`. `rate` is the stated chance of any false one (stability: their expected
+    number; knockoffs: their expected share), None where there is no such statement. `scores` is what they were ranked
+    by."""
 
     how: str
     columns: tuple[int, ...]
@@ -272,8 +304,9 @@ def select(
     z: Any, y: Array, k: int, how: str = "lasso", *, covariates: Array | None = None, pairs: bool = False,
     groups: Sequence[Any] | None = None, rate: float | None = None, seed: int = 0,
 ) -> Selection:  # fmt: skip
-    """At most k columns of z [n, m] for y. With `rate`, only columns that keep it: stability selection by its own
-    bound, the others by `adjusted`. Without, lasso gives exactly k where there are k to give."""
+    """At most k columns of z [n, m] for y. With `rate`, only columns that keep it: stability selection and knockoffs by
+    their own bound (0.05 and 0.2 where none is given), the others by `adjusted`. Without, lasso gives exactly k where
+    there are k to give."""
     if how not in HOW:
         raise FairleadError("unknown way to select", expected=" or ".join(HOW), got=how)
     x, wanted = design(z, covariates, pairs=pairs), target(y, pairs=pairs)
@@ -282,6 +315,11 @@ def select(
         share = stability(x, wanted, rate=stated, seed=seed, groups=groups)
         order = [int(j) for j in np.argsort(-share, kind="stable") if share[j] >= FREQUENCY][:k]
         return Selection(how, tuple(order), tuple(float(share[j]) for j in order), stated)
+    if how == "knockoffs":
+        stated = SHARE_FALSE if rate is None else rate
+        w = against_knockoffs(x, x.project(wanted), seed=seed, groups=groups)
+        order = [int(j) for j in np.argsort(-w, kind="stable") if w[j] >= knockoffs.threshold(w, stated)][:k]
+        return Selection(how, tuple(order), tuple(float(w[j]) for j in order), stated)
     among = x.length > 0
     if rate is not None:
         among &= adjusted(x, wanted, pairs=pairs, groups=groups, seed=seed) <= rate

@@ -1,8 +1,10 @@
 """Which rows learn, which choose, which name, which check, and which judge: five parts, by cluster, hashed.
 
-    train     the dictionary, the weights                 validate  the held-out score of a label
-    select    which latents speak of the label            test      effects and predictions, opened once
-    label     words for what was selected
+    train     what a label-aware dictionary sees          validate  the held-out score of a label
+    select    which of its latents speak of the label     test      effects and predictions, opened once
+    label     which words for them are best
+
+A dictionary that sees no label is fitted, and its latents are selected and weighed, on the first three together.
 
 A cluster is a group together with every row that shares a text with it (case and spacing forgotten): it lies in one
 part as a whole, and a row stays where it is when others are added.
