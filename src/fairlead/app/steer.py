@@ -109,11 +109,19 @@ def _compared(edits: Sequence[steering.Edit], subject: Any, steps: Sequence[Step
 def _both(edits: Sequence[steering.Edit], model: str, refs: Sequence[str], vectors: Path | None) -> tuple[Any, Any]:
     """(the bare Subject, the steered one)."""
     subject = open_model(model)
+    return subject, steered(subject, edits, model, refs, vectors)
+
+
+def steered(
+    subject: Any, edits: Sequence[steering.Edit], model: str, refs: Sequence[str] = (), vectors: Path | None = None
+) -> Any:
+    """`subject`, which is known as `model`, with `edits` applied. Without `refs` and vectors the dictionary is the one
+    that comes with the model."""
     stored = {} if vectors is None else _vectors(vectors)
     opened = [dictionaries.load(ref) for ref in refs]
     if not opened and not stored and edits:
         opened = [dictionaries.load(_dictionary_of(model))]
-    return subject, steering.apply(subject, edits, opened or None, stored)
+    return steering.apply(subject, edits, opened or None, stored)
 
 
 def _dictionary_of(model: str) -> str:
