@@ -693,3 +693,4 @@ def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_jso
 
 import fairlead.cli_features  # noqa: E402, F401  (a group of verbs in a file of its own; it uses the options above)
 import fairlead.cli_hypothesize  # noqa: E402, F401
+import fairlead.cli_reformulate  # noqa: E402, F401

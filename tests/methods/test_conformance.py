@@ -23,6 +23,7 @@ ARMS = [
     ("prompt_search", None), ("refusal", None), ("refusal", "orthogonal"), ("probe", None), ("best_of_n", None),
     ("probe_gated", None), ("probe_gated", "feature"),
     ("best_of_n", "vote"),
+    ("reformulate", None), ("reformulate", "self"),
     ("gcg", None), ("control", "dense"), ("stress", "dose_2"),  # the other variants: test_control, test_stress
 ]  # fmt: skip
 CLAIMS = [("texts", "labels")]  # they open another world: test_texts
@@ -37,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "best_of_n": {"n": [4], "temperatures": [4.0], "sites": ["resid.2"], "verifiers": 1},
     "gcg": {"length": 4, "steps": 4, "width": 8, "top_k": 8, "check": 2, "batch": 4},
     "stress": {},
+    "reformulate": {},
     "lora": {"ranks": [4], "lrs": [1e-2], "epochs": 2, "batch": 4},
     "reft": {"sites": ["resid.1"], "ranks": [2], "lrs": [3e-2], "epochs": 4, "batch": 4},
 }  # fmt: skip
@@ -79,7 +81,8 @@ async def test_saved_and_loaded_is_the_same(bench: Bench, tmp_path: Path, name: 
 
 def idle(about: dict[str, Any]) -> bool:
     """Whether a method chose to do nothing."""
-    kept = {"prompt": [""], "examples": [[]], "n": [1], "edit": ["", "nothing"]}
+    kept = {"prompt": [""], "examples": [[]], "n": [1], "edit": ["", "nothing"],
+            "annotates": [[]]}  # fmt: skip
     return any(about.get(key, ...) in values for key, values in kept.items())
 
 

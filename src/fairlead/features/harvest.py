@@ -21,7 +21,7 @@ from fairlead.core.types import Messages
 from fairlead.features import index, store
 from fairlead.features.store import Array, Codes, Header, Store
 
-_DENSE_AT_ONCE = 2**24  # latents of a piece while it is dense: 64 MiB of float32
+_DENSE_AT_ONCE = 2**21  # latents of a piece while it is dense: 8 MiB of float32, which a cache can hold
 
 Progress = Callable[[str, int, int], None]  # phase, done, of how many
 

@@ -52,24 +52,27 @@ class Labeller(Protocol):
 
 @dataclass(frozen=True)
 class Peaks:
-    """Up to five of the words where the latent fires most; needs windows with marked tokens."""
+    """Up to five of the words where the latent fires most, none of `avoid`; needs windows with marked tokens."""
 
     kind: str = "peaks"
+    avoid: frozenset[str] = frozenset()
 
     async def label(self, evidence: Evidence) -> Candidate | None:
-        words = Counter(e.peak for e in evidence.shown.positives if e.peak)
+        words = Counter(e.peak for e in evidence.shown.positives if e.peak and e.peak not in self.avoid)
         return _rule(self.kind, "fires on ", evidence.shown, [word for word, _ in words.most_common()])
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Up to five words of the windows, wherever they stand."""
+    """Up to five words of the windows, wherever they stand, none of `avoid`."""
 
     kind: str = "terms"
+    avoid: frozenset[str] = frozenset()
 
     async def label(self, evidence: Evidence) -> Candidate | None:
         part = evidence.shown
-        ranked = contrastive(*([set(_words(e.text)) for e in group] for group in (part.positives, part.negatives)))
+        groups = (part.positives, part.negatives)
+        ranked = contrastive(*([set(_words(e.text)) - self.avoid for e in group] for group in groups))
         return _rule(self.kind, "texts with ", part, ranked[:TRIED])
 
 
@@ -113,21 +116,24 @@ def contrastive(fires: Sequence[set[str]], silent: Sequence[set[str]]) -> list[s
 
 @dataclass(frozen=True)
 class Lens:
-    """The tokens a latent promotes; a text scores by how many of them are in it. `promoted` gives their texts."""
+    """The tokens a latent promotes (or is nearest to: `says`); a text scores by how many of them are in it. `promoted`
+    gives their texts."""
 
     promoted: Callable[[int], Sequence[str]]
     kind: str = "lens"
+    says: str = "promotes "
+    avoid: frozenset[str] = frozenset()
 
     async def label(self, evidence: Evidence) -> Candidate | None:
         tokens = dict.fromkeys(t.strip().lower() for t in self.promoted(evidence.latent))
-        words = [t for t in tokens if re.search(r"\w", t)][:PROMOTED]
+        words = [t for t in tokens if re.search(r"\w", t) and t not in self.avoid][:PROMOTED]
         if not words:
             return None
 
         async def scores(texts: Sequence[str]) -> list[float]:
             return [float(sum(_holds(t.lower(), w) for w in words)) for t in texts]
 
-        return Candidate(self.kind, "promotes " + ", ".join(f"“{w}”" for w in words[:5]), tuple(words), scores)
+        return Candidate(self.kind, self.says + ", ".join(f"“{w}”" for w in words[:5]), tuple(words), scores)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from fairlead.core.errors import NotApplicable
 from fairlead.core.protocols import FitContext
-from fairlead.dictionaries import kmeans, pca, shuffled
 from fairlead.dictionaries import random as random_dictionary
+from fairlead.dictionaries import shuffled
 from fairlead.dictionaries.base import SparseDictionary
 from fairlead.features.change import in_raw, mirrored, norm, watched
 from fairlead.features.excerpt import cut
@@ -40,6 +40,7 @@ from fairlead.features.points import Point, choose, needed, points
 from fairlead.methods import _drawn, _options, _steered, feature
 from fairlead.methods._altered import shifted
 from fairlead.methods._drawn import Drawn, in_place_of
+from fairlead.methods._other import other_dictionary
 from fairlead.methods._saved import read_json
 from fairlead.methods._steered import Steered
 from fairlead.methods.vector import between_outcomes
@@ -123,16 +124,13 @@ class ControlMethod:
         if self.variant == "shuffled":
             return shuffled.shuffle(base, ctx.seed)
         decisions = [p.decision.messages for p in await self._points(ctx)]
+        if self.variant in ("pca", "kmeans"):
+            return other_dictionary(self.variant, ctx, decisions)
         x = torch.cat(ctx.subject.activations(decisions, [base.site], "all")[base.site]).float().cpu()
-        settings = {"site": base.site, "name": self.variant}
-        if self.variant == "pca":
-            fitted = pca.fit(x, min(base.n_features // 2, x.shape[1]) * 2, **settings)
-        elif self.variant == "kmeans":
-            fitted = kmeans.fit(x, min(base.n_features, len(x) // 4), ctx.seed, **settings)
-        else:
-            active = float(torch.cat([(base.encode(part) > 0).float().sum(-1) for part in x.split(64)]).mean())
-            l0 = min(max(active, 1.0), base.n_features / 2)
-            fitted = random_dictionary.fit(x, base.n_features, ctx.seed, l0=l0, **settings)
+        active = float(torch.cat([(base.encode(part) > 0).float().sum(-1) for part in x.split(64)]).mean())
+        l0 = min(max(active, 1.0), base.n_features / 2)
+        named = {"site": base.site, "name": self.variant}
+        fitted = random_dictionary.fit(x, base.n_features, ctx.seed, l0=l0, **named)
         if ctx.subject.meter is not None:
             ctx.subject.meter.charge(flops=fitted.training_flops or 0.0)
         return fitted

@@ -19,6 +19,7 @@ from fairlead.report import describe, numbers, svg
 from fairlead.report.fight import counted, fights
 from fairlead.report.headline import Table, heat, organism, tables
 from fairlead.report.replay import MAX_ITEMS, Replay, pack
+from fairlead.report.rewrites import rewrites
 from fairlead.report.source import BASELINE, Source, read
 
 # What a document may do. Scripts are named by hash, so a page text that escaped its quotes would still not run.
@@ -50,7 +51,7 @@ def page(source: Source, *, max_items: int = MAX_ITEMS) -> str:
         commands=describe.commands(source), hashes=describe.hashes(source), plan_text=describe.plan_text(source),
         origin=source.run.provenance, made_of=f"{max_items} {source.run_id}",
         fights=fights(source), rubric=source.verdict.rubric, rubric_counts=counted(source.verdict),
-        coverage=source.verdict.coverage, sequential=source.verdict.sequential,
+        coverage=source.verdict.coverage, sequential=source.verdict.sequential, rewrites=rewrites(source),
         **assets(),
     )  # fmt: skip
 
