@@ -61,6 +61,7 @@ class Preview:
     minutes: float
     tuning_trials: int | None
     in_browser: bool
+    notes: tuple[str, ...] = ()  # what the task left out of its file, and why
 
 
 def prepare(
@@ -116,6 +117,7 @@ def preview(job: Job) -> Preview:
         minutes=steps * seconds / 60,
         tuning_trials=plan.budget.tuning_trials,
         in_browser=job.in_browser,
+        notes=tuple(getattr(task, "notes", ())),
     )
 
 

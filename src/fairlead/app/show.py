@@ -90,6 +90,8 @@ def preview(cost: Any) -> None:
         f"{cost.minutes:.0f} min{tuning}",
         err=True,
     )
+    for note in cost.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(f"run:  {cost.run_dir}", err=True)
 
 
