@@ -118,7 +118,7 @@ async def compare(folder: Path, python: str, code: str, seeds: int, folds: int) 
                 np.savez(file, x=np.vstack([one[order], two[order]]), y=y[order[:n]].astype(float), seed=seed)
                 for which, run in (("ours", sys.executable), ("theirs", python)):
                     command = [run, os.path.abspath(__file__), "--worker", which, "--file", file, "--code", code]
-                    said = subprocess.run(command, check=True, capture_output=True, text=True, env=dict(os.environ))
+                    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
                     spent[which].append(json.loads(said.stdout.splitlines()[-1]))
                     x = np.load(file + f".{which}.npy")
                     made = model(x[:n], y[order[:n]].astype(float), "pairwise", 0.01)

@@ -58,9 +58,10 @@ def lead(told: Mapping[str, Any]) -> dict[str, Any]:
     if better:
         best = max(better, key=lambda a: a["value"])
         sure = best["behind_hi"] is not None and best["behind_hi"] < 0
+        what, by = told["columns"]["label"], "better than" if sure else "at least as well as"
         said.append(
-            f"Something simpler predicts {told['columns']['label']} better than the rules in words do: "
-            f"{_lower(name_of(best['arm']))}, with {told['measure']} {best['value']:.2f} against {own['value']:.2f}. "
+            f"Something simpler predicts {what} {by} the rules in words do: {_lower(name_of(best['arm']))}, with "
+            f"{told['measure']} {best['value']:.2f} against {own['value']:.2f}. "
             f"That difference is {'larger than chance explains' if sure else 'within what chance can do'}."
         )
         listed = best["arm"] if best["arm"] in told["lists"] else claim
@@ -91,13 +92,13 @@ def _lower(name: str) -> str:
 
 def _power(told: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     shuffled = (
-        f"With the labels shuffled {found['permutations']} times, {found['null_mean']:.2f} were found on average, "
-        f"and any at all in {100 * found['null_any']:.0f} % of the times."
+        f"Could it be chance? With the labels shuffled {found['permutations']} times, any rule at all held up in "
+        f"{100 * found['null_any']:.0f} % of the tries ({found['null_mean']:.2f} rules on average)."
     )
     if found["detectable"] is None:
         return shuffled
     size = amount(told["kind"], found["detectable"], sign=False)
-    return f"{shuffled} An effect of {size} would be found four times in five; smaller ones may be missed."
+    return f"{shuffled} With so many rows an effect of {size} is found four times in five; smaller ones may be missed."
 
 
 def name_of(arm: str) -> str:
@@ -110,7 +111,9 @@ def amount(kind: str, value: float, *, sign: bool = True) -> str:
     if kind == "numeric":
         text = f"{value:+.3g}" if sign else f"{abs(value):.3g}"
     else:
-        text = (f"{100 * value:+.0f}" if sign else f"{100 * abs(value):.0f}") + " points"
+        points = 100 * value
+        digits = 0 if abs(points) >= 0.5 or points == 0 else 1
+        text = (f"{points:+.{digits}f}" if sign else f"{abs(points):.{digits}f}") + " points"
     return text.replace("-", MINUS)
 
 
@@ -168,8 +171,8 @@ def _facts(told: Mapping[str, Any]) -> list[tuple[str, str]]:
     made = told.get("made") or {}
     if "n_features" in made:
         rate = f", error rate {made['rate']:g}" if made.get("rate") else ""
-        chosen = f"{made['selected']} chosen ({made['how']}{rate}) by the labels of {made['selected_on']:,} rows"
-        out.append(("patterns", f"{made['n_features']:,} ({made['dictionary']}), {chosen}"))
+        kept = f"{made['selected']} kept ({made['how']}{rate}, on {made['selected_on']:,} rows)"
+        out.append(("patterns", f"{made['n_features']:,} looked at ({made['dictionary']}), {kept}"))
     if asked := told.get("asked"):
         tokens = asked["prompt_tokens"] + asked["new_tokens"]
         out.append(("language model", f"{asked['model']}: {asked['answers']:,} answers, {tokens:,} tokens"))
@@ -213,8 +216,10 @@ def _list_view(told: Mapping[str, Any], arm: str) -> dict[str, Any]:
             "plot": Markup("") if effect is None else _dot(
                 effect["value"], effect["lo"], effect["hi"], 0.0, -reach, reach, "" if row["found"] else "control"),
         })  # fmt: skip
-    return {**found, "arm": arm, "name": name_of(arm), "about": WORDS.get(arm, ("", ""))[1], "views": views,
-            "held": [v for v in views if v["found"]], "open": [v for v in views if not v["found"]]}  # fmt: skip
+    axis = () if not ends else (amount(told["kind"], -reach).removesuffix(" points"), "0", amount(told["kind"], reach))
+    return {**found, "arm": arm, "name": name_of(arm), "about": WORDS.get(arm, ("", ""))[1], "axis": axis,
+            "views": views, "held": [v for v in views if v["found"]],
+            "open": [v for v in views if not v["found"]]}  # fmt: skip
 
 
 def _side(row: Mapping[str, Any]) -> str:
