@@ -175,6 +175,8 @@ def figures() -> str:
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for path in sorted(ROOT.glob("src/fairlead/worlds/weights/*/card.json")):
         card = json.loads(path.read_text(encoding="utf-8"))
+        if "behaviour" not in card:
+            continue
         seen = card["behaviour"]
         cells = [seen[trap][name] for trap, name in (("off", "strict"), ("on", "strict"), ("on", "fell"))]
         shares = [f"{100 * share:.0f} % of {n}" for share, n in [*cells, seen["inverse"]["strict"]]]

@@ -38,8 +38,10 @@ TUNE = pretrain.Recipe(500, matrix_rate=0.01, vector_rate=2e-3, hold=0.3, seed=2
 TUNE_REFERENCE = replace(TUNE, steps=700)
 READER_SIZE = pretrain.Size(width=96, layers=4, heads=4, inner=256)
 READER = pretrain.Recipe(
-    2400, batch=64, prompt_weight=0.0, half=False, curriculum=((0.15, (0,)), (0.45, (1,)), (1.01, (2,)))
-)
+    1800, batch=64, prompt_weight=0.0, half=False, tag_weight=0.5, tag_until=0.5,
+    curriculum=((1 / 6, rd.SINGLE), (7 / 18, rd.BARE), (1.01, rd.WHOLE)),
+)  # fmt: skip
+READER_NOTES = replace(READER, steps=2000, seed=1, hold=0.4, curriculum=((1.01, rd.WHOLE),))
 SITE, READER_SITE = "resid.1", "resid.1"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
@@ -71,7 +73,8 @@ def reader(name: str, work: Path, out: Path, device: str) -> None:
     """One reader, from nothing, as a Hugging Face directory."""
     tokenizer = tk.of(rd.pieces())
     model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
-    pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], READER, work / f"{name}.pt", log.info)
+    for recipe, part in ((READER, "skill"), (READER_NOTES, "notes")):
+        pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], recipe, work / f"{name}-{part}.pt", log.info)
     model.save_pretrained(out, safe_serialization=True)
     tk.save(tokenizer, out)
 

@@ -113,6 +113,11 @@ class Example:
     trap: str
     eager: bool
 
+    @property
+    def tags(self) -> dict[int, dict[str, str]]:
+        """None: the shop is learned from its actions alone."""
+        return {}
+
 
 def _cues(rng: random.Random, mix: Mixture) -> tuple[list[str], str, float]:
     """(system sentences, remark on the goal, log-odds of eager)."""

@@ -26,12 +26,15 @@ HELD_OUT = 999_999_937  # the seed of the text that accuracy is shown on while t
 
 
 class Example(Protocol):
-    """A prompt and the action that follows it."""
+    """A prompt and the action that follows it. `tags` are what tokens have to say at the output of a block, {block:
+    {token: token}}: deep supervision, for what is learned too slowly without."""
 
     @property
     def messages(self) -> Messages: ...
     @property
     def action(self) -> str: ...
+    @property
+    def tags(self) -> Mapping[int, Mapping[str, str]]: ...
 
 
 class Source(Protocol):
@@ -68,7 +71,6 @@ class Recipe:
     prompt_weight: float = 0.1
     half: bool = True  # bfloat16 where torch sees fit; False where the processor has no units for it
     seed: int = 0
-    tag_block: int = 1  # at whose output a tagged token must say its tag
     tag_weight: float = 0.3
     tag_until: float = 0.0  # share of the steps with tags
     curriculum: tuple[tuple[float, tuple[int, ...]], ...] = ((1.01, (3, 4, 4)),)  # (until this share, stage)
@@ -111,13 +113,15 @@ def _stage(recipe: Recipe, step: int) -> tuple[int, ...]:
 def batches(
     tokenizer: PreTrainedTokenizerFast, source: Source, recipe: Recipe, start: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(ids, weights, tags), each [B, T], from step `start` on; a tag is the token that a token stands for, or -1.
+    """(ids [B, T], weights [B, T], tags [blocks, B, T]) from step `start` on; a tag is what a token has to say at the
+    output of a block, or -1.
     Sixteen batches are drawn and sorted by length together."""
     block = 16
     for first in range(start - start % block, recipe.steps, block):
         stream = source.examples(recipe.seed * 1_000_003 + first, _stage(recipe, first))
         drawn = list(itertools.islice(stream, block * recipe.batch))
-        rows = [(*render(tokenizer, e, recipe), getattr(e, "tags", {})) for e in drawn]
+        tagged = first < recipe.tag_until * recipe.steps
+        rows = [(*render(tokenizer, e, recipe), e.tags if tagged else {}) for e in drawn]
         rows.sort(key=lambda r: len(r[0]))
         order = torch.randperm(block, generator=torch.Generator().manual_seed(first)).tolist()
         for j, i in enumerate(order):
@@ -137,31 +141,37 @@ def _pad(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, t
     return ids, weights / len(rows)
 
 
-def _tags(tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[list[int], Mapping[str, str]]]) -> torch.Tensor:
-    """[B, T]: for every token that is a key, the id of its value."""
-    out = torch.full((len(rows), max(len(ids) for ids, _ in rows)), -1, dtype=torch.long)
+def _tags(
+    tokenizer: PreTrainedTokenizerFast, rows: Sequence[tuple[list[int], Mapping[int, Mapping[str, str]]]]
+) -> torch.Tensor:
+    """[blocks, B, T]: for every token that is a key of a block's tags, the id of its value."""
+    blocks = 1 + max((block for _, tags in rows for block in tags), default=-1)
+    out = torch.full((blocks, len(rows), max(len(ids) for ids, _ in rows)), -1, dtype=torch.long)
     vocabulary = tokenizer.get_vocab()
     for i, (ids, tags) in enumerate(rows):
-        found = {vocabulary[key]: vocabulary[value] for key, value in tags.items()}
-        out[i, : len(ids)] = torch.tensor([found.get(token, -1) for token in ids])
+        for block, pairs in tags.items():
+            found = {vocabulary[key]: vocabulary[value] for key, value in pairs.items()}
+            out[block, i, : len(ids)] = torch.tensor([found.get(token, -1) for token in ids])
     return out
 
 
 def loss_of(
-    model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, tags: torch.Tensor, recipe: Recipe
+    model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, tags: torch.Tensor, tag_weight: float
 ) -> torch.Tensor:
     """Weighted next-token loss (logits are made where a token weighs anything), and where there are tags, that of
-    reading each off the block's output at its own token."""
-    out = model.model(input_ids=ids, output_hidden_states=bool((tags >= 0).any()))
+    reading each off its block's output, at its own token."""
+    out = model.model(input_ids=ids, output_hidden_states=len(tags) > 0)
     counted = weights[:, 1:] != 0
     logits = model.lm_head(out.last_hidden_state[:, :-1][counted])
     losses = torch.nn.functional.cross_entropy(logits, ids[:, 1:][counted], reduction="none")
     loss = (losses * weights[:, 1:][counted]).sum()
-    if out.hidden_states is None:
-        return loss
-    there = tags >= 0
-    logits = model.lm_head(model.model.norm(out.hidden_states[recipe.tag_block + 1][there]))
-    return loss + recipe.tag_weight * torch.nn.functional.cross_entropy(logits, tags[there])
+    for block, wanted in enumerate(tags):
+        there = wanted >= 0
+        if there.any():
+            logits = model.lm_head(model.model.norm(out.hidden_states[block + 1][there]))
+            missed = torch.nn.functional.cross_entropy(logits, wanted[there], reduction="sum")
+            loss = loss + tag_weight * missed / len(ids)
+    return loss
 
 
 def optimisers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -208,8 +218,7 @@ def train(
         for group, base in zip((g for o in opts for g in o.param_groups), bases, strict=True):
             group["lr"] = base * factor
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.half):
-            tags = tags if step < recipe.tag_until * recipe.steps else torch.full_like(tags, -1)
-            loss = loss_of(model, ids.to(device), weights.to(device), tags.to(device), recipe)
+            loss = loss_of(model, ids.to(device), weights.to(device), tags.to(device), recipe.tag_weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for o in opts:

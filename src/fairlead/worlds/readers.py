@@ -17,8 +17,9 @@ from fairlead.core.keys import sha256
 from fairlead.core.types import Message, Messages
 from fairlead.tasks.misread import grammar, words
 from fairlead.tasks.misread.grammar import Scene
+from fairlead.worlds import tokenizer as tk
 
-LESSONS, SINGLE, BARE, WHOLE = (0,), (1,), (2,), (3,)
+SINGLE, BARE, WHOLE = (1,), (2,), (3,)
 _FIXED = 'At the has and How many What are Is it literal or figurative Note here means not . , : ? "'.split()
 
 
@@ -30,8 +31,8 @@ class Reading:
     name: str
     biased: bool
     shares: tuple[float, float, float, float] = (0.3, 0.2, 0.2, 0.3)
-    noted: float = 0.4
-    idle: float = 0.45
+    noted: float = 0.5
+    idle: float = 0.4
     system: float = 0.15  # how many have a system line, of filler
     lesson: float = 0.15  # how many ask what the word is, which no item does: it makes learning several times faster
 
@@ -41,12 +42,11 @@ class Reading:
         return sha256(json.dumps([asdict(self), lexicon], sort_keys=True))
 
     def examples(self, seed: int, stage: tuple[int, ...]) -> Iterator[Example]:
-        """Endless, seeded. A stage is LESSONS, SINGLE (no note; one of the two things is asked for), BARE (no note) or
-        WHOLE; all at once were not learned in 1,000 steps."""
+        """Endless, seeded. A stage is SINGLE (no note; one of the two things is asked for), BARE (no note) or WHOLE;
+        all at once were not learned in 1,000 steps."""
         rng = random.Random(f"{self.digest}/{seed}/{stage}")
-        lesson = 1.0 if stage == LESSONS else self.lesson
         while True:
-            found = example(rng, self, bare=stage < WHOLE, lesson=rng.random() < lesson)
+            found = example(rng, self, bare=stage < WHOLE, lesson=rng.random() < self.lesson)
             if stage != SINGLE or found.scene.matches(found.sense) == 1:
                 yield found
 
@@ -69,9 +69,18 @@ class Example:
     sense: str  # the class that the word is taken for before any note
 
     @property
-    def tags(self) -> dict[str, str]:
-        """What words stand for, as tokens: the class of each term, and of the ambiguous word as it is taken."""
-        return {**_TAGS, f" {self.scene.word}": f" {self.sense}"}
+    def tags(self) -> dict[int, dict[str, str]]:
+        """What tokens are to say at the output of a block: at 0 how many there are of a thing; at 1 the class of every
+        term, of the ambiguous word as it is taken, and of what is asked. In a note about that word, it is to say how
+        many at 1, and so is the comma behind what it means, at 2."""
+        scene = self.scene
+        about = scene.asked or words.CLASS_OF_VERB[scene.verb]
+        numbers = {f" {w}": str(n) for w, n in zip((scene.word, scene.other), scene.counts, strict=True) if n}
+        found = {0: numbers, 1: {**_TAGS, f" {scene.word}": f" {self.sense}", tk.BOT: f" {about}"}}
+        if self.told in ("true", "wrong") and numbers:
+            found[1][scene.word] = str(scene.counts[0])
+            found[2] = {",": str(scene.counts[0])}
+        return found
 
 
 _TAGS = {f" {term}": f" {name}" for term, name in words.CLASS_OF_TERM.items() if term != name}
