@@ -122,12 +122,13 @@ def spreads(verb: Any) -> Any:
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="This run directory.")
 @click.option("--dry", is_flag=True, help="Check the plan and preview the cost; run nothing.")
 @click.option("--exploratory", is_flag=True, help="Run without a lock; every output then says EXPLORATORY.")
+@click.option("--live", is_flag=True, help="Show it on a page of this machine meanwhile.")
 @spreads
 @threads
 @as_json
 def run(
     plan: str, models: tuple[str, ...], dictionaries: tuple[str, ...], limit: int | None, runs: Path,
-    run_dir: Path | None, dry: bool, exploratory: bool, threads: int, where: Any, as_json: bool,
+    run_dir: Path | None, dry: bool, exploratory: bool, live: bool, threads: int, where: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a study: PLAN is a TOML file, or the name of one that ships. Interrupted, it goes on when run again.
 
@@ -142,6 +143,7 @@ def run(
     from fairlead.app import lock as locking
     from fairlead.app import report as judged
     from fairlead.app import run as verb
+    from fairlead.app import show_live
 
     job = verb.prepare(plan, limit=limit, runs=runs, run_dir=run_dir, models=models, dictionaries=dictionaries)
     cost = verb.preview(job)
@@ -150,7 +152,7 @@ def run(
         return
     lock = None if exploratory else locking.required(job)
     show.preview(cost)
-    with show.bar(as_json) as bar:
+    with show_live.beside(job.run_dir, live), show.bar(as_json) as bar:
         found = verb.execute(job, progress=show.StudyBar(bar), threads=threads, lock=lock, warn=show.warning,
                              where=where)  # fmt: skip
     states = [{**dataclasses.asdict(t.trial), "status": t.status, "reason": t.reason, "records": t.records}
@@ -693,4 +695,5 @@ def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_jso
 
 import fairlead.cli_features  # noqa: E402, F401  (a group of verbs in a file of its own; it uses the options above)
 import fairlead.cli_hypothesize  # noqa: E402, F401
+import fairlead.cli_live  # noqa: E402, F401
 import fairlead.cli_reformulate  # noqa: E402, F401

@@ -75,56 +75,14 @@ def harvest(
 def show(root: Path, latent: int, *, examples: int = 5) -> dict[str, Any]:
     """One latent's page: figures, strongest windows, partners, neighbours, and its label and scores where made."""
     from fairlead.features import labels
-    from fairlead.features.index import NOWHERE, QUANTILES, Index
+    from fairlead.features.described import described
+    from fairlead.features.index import Index
     from fairlead.features.store import Store
 
     store = Store(root)
-    index = Index(store)
-    latent = index.check(latent)
-    windows = []
-    for token in [int(t) for t in index.top[latent] if t != NOWHERE][:examples]:
-        span = store.window(token)
-        values, at = store.activations(latent, span), token - span.start
-        windows.append({"tokens": store.texts(span), "values": values, "highlight": at, "value": values[at]})
-
-    def related(ids: str, values: str) -> list[list[Any]] | None:
-        if not hasattr(index, ids):
-            return None
-        pairs = zip(getattr(index, ids)[latent], getattr(index, values)[latent], strict=True)
-        return [[int(i), float(v)] for i, v in pairs if i != NOWHERE]
-
     file = root / LABELS
     said = labels.read(file)[1].get(latent) if file.is_file() else None
-    quantiles = index.quantiles[latent].tolist()
-    return {
-        "latent": latent,
-        "site": store.header.site,
-        "dictionary": store.header.dictionary,
-        "label": None if said is None else asdict(said),
-        "density": float(index.density[latent]),
-        "tokens": int(index.count[latent]),
-        "windows": int(index.windows[latent]),
-        "mean": float(index.mean[latent]),
-        "largest": float(index.top_values[latent, 0]),
-        "quantiles": {str(share): float(v) for share, v in zip(QUANTILES, quantiles, strict=True)},
-        "top": windows,
-        "partners": related("partners", "partner_shares"),
-        "neighbours": related("neighbours", "cosines"),
-        "output": _screened(root / SCREEN, latent),
-    }
-
-
-def _screened(place: Path, latent: int) -> dict[str, float] | None:
-    """The scores of one latent, where all were screened beside the store."""
-    from fairlead.features.output import NAMES
-    from fairlead.features.store import load_array
-
-    for block in sorted(p for p in place.glob("[0-9]*") if p.is_dir() and p.suffix != ".part"):
-        latents = load_array(block / "latents.npy")
-        found = (latents == latent).nonzero()[0]
-        if len(found):
-            return {name: float(load_array(block / f"{name}.npy")[found[0]]) for name in NAMES}
-    return None
+    return described(store, Index(store), latent, said=said, screen=root / SCREEN, examples=examples)
 
 
 @dataclass(frozen=True)

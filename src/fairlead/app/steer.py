@@ -117,20 +117,20 @@ def steered(
 ) -> Any:
     """`subject`, which is known as `model`, with `edits` applied. Without `refs` and vectors the dictionary is the one
     that comes with the model."""
-    stored = {} if vectors is None else _vectors(vectors)
+    stored = {} if vectors is None else read_vectors(vectors)
     opened = [dictionaries.load(ref) for ref in refs]
     if not opened and not stored and edits:
-        opened = [dictionaries.load(_dictionary_of(model))]
+        opened = [dictionaries.load(dictionary_of(model))]
     return steering.apply(subject, edits, opened or None, stored)
 
 
-def _dictionary_of(model: str) -> str:
+def dictionary_of(model: str) -> str:
     """The one dictionary of a pocket model that is no other's revision; else the model, which may have one."""
     found = [e.name for e in entries("dictionaries") if e.name.partition("@")[0] == model and "#" not in e.name]
     return found[0] if len(found) == 1 else model
 
 
-def _vectors(path: Path) -> dict[str, Any]:
+def read_vectors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

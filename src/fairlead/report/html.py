@@ -27,7 +27,7 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
     "script-src {hashes}"
 )
-SCRIPTS = ("heat.js", "replay.js")
+SCRIPTS = ("heat.js", "step.js", "replay.js", "page.js")
 
 
 def render(run_dir: Path, out: Path | None = None, *, max_items: int = MAX_ITEMS) -> Path:

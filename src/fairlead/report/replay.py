@@ -47,14 +47,14 @@ def pack(source: Source, *, max_items: int = MAX_ITEMS, max_bytes: int = MAX_BYT
         if len(items) >= max_items or used >= max_bytes:
             break
         episodes, steps = [], []
-        pages = _Table()
-        for record in _ordered(by_item[item], source.arms):
+        pages = Texts()
+        for record in ordered(by_item[item], source.arms):
             trace = source.trace(record.trace or "")
             if trace is None:
                 missing += 1
                 continue
-            episodes.append(_summary(record))
-            steps.append([_step(step, pages) for step in trace.get("steps", ())])
+            episodes.append(summary(record))
+            steps.append([step_of(step, pages) for step in trace.get("steps", ())])
             episodes[-1]["final"] = trace.get("final")
         if not episodes:
             continue
@@ -101,14 +101,14 @@ def _natural(item: str) -> tuple[object, ...]:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in item.split("/"))
 
 
-def _ordered(records: Sequence[Record], arms: Sequence[str]) -> list[Record]:
+def ordered(records: Sequence[Record], arms: Sequence[str]) -> list[Record]:
     order = list(arms)
     kinds = ("headline", "control", "reference")
     return sorted(records, key=lambda r: (r.decoding, kinds.index(kind_of(r.arm)), r.model,
                                           order.index(r.arm) if r.arm in order else len(order), r.seed))  # fmt: skip
 
 
-class _Table:
+class Texts:
     """Distinct long texts of one item; most pages repeat between arms until they part."""
 
     def __init__(self) -> None:
@@ -124,12 +124,12 @@ class _Table:
         return self._where[text]
 
 
-def _summary(record: Record) -> dict[str, Any]:
+def summary(record: Record) -> dict[str, Any]:
     where = {"arm": record.arm, "model": record.model, "decoding": record.decoding}
     return {"id": "|".join((*where.values(), str(record.seed))), **where, "score": record.score, "error": record.error}
 
 
-def _step(step: Mapping[str, Any], texts: _Table) -> dict[str, Any]:
+def step_of(step: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
     kept = {k: step.get(k) for k in ("i", "url", "action", "error", "funnel", "edits", "right", "trap", "cart")}
     legal, logprobs = step.get("legal"), step.get("logprobs")
     shares = softmax(logprobs) if legal and logprobs and len(legal) == len(logprobs) else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fairlead.core.errors import PlanError
 from fairlead.core.types import Generation, Item, Outcome, Score
-from fairlead.tasks.shop.episode import FUNNEL, play
-from fairlead.tasks.shop.fronts import TextFront
+from fairlead.tasks.shop.episode import FUNNEL, play, shown
+from fairlead.tasks.shop.fronts import Front, TextFront
 from fairlead.tasks.shop.observe import Observation
 from fairlead.tasks.shop.site import State, bait_in, falls
 from fairlead.tasks.shop.spec import CATEGORIES, NAMED, TRAPS, Instance, instance
@@ -112,18 +113,29 @@ class ShopTask:
             await browser.stop()
 
     async def run(self, item: Item, world: Any) -> Outcome:
+        """Play the episode. A world that has them is told of each page before it is asked (`look`), and of each step
+        that was taken (`told`): so somebody can look on, and nothing else changes."""
         ins = self.instance(item)
-        free = self.options["decoding"] == "free"
+        free, look = self.options["decoding"] == "free", getattr(world, "look", None)
+        async with self._front(item, ins) as front:
 
-        async def ask(obs: Observation, legal: tuple[str, ...]) -> Generation:
-            return await world.generate(obs.messages(), step=obs.step, legal=None if free else legal)
+            async def ask(obs: Observation, legal: tuple[str, ...]) -> Generation:
+                if look is not None:
+                    await look(await shown(ins, front, obs))
+                return await world.generate(obs.messages(), step=obs.step, legal=None if free else legal)
 
+            return await play(ins, front, ask, keep_html=self.options["html"], told=getattr(world, "told", None))
+
+    @asynccontextmanager
+    async def _front(self, item: Item, ins: Instance) -> AsyncIterator[Front]:
+        """A fresh episode on the front that this item is played on."""
         fitting = item.split in ("train", "validation") and self.options["fit_front"]
         if (fitting or self.options["front"]) == "text":
-            return await play(ins, TextFront(ins), ask, keep_html=self.options["html"])
+            yield TextFront(ins)
+            return
         await self.open()
         async with self._browser.front(ins) as front:
-            return await play(ins, front, ask, keep_html=self.options["html"])
+            yield front
 
     def score(self, item: Item, outcome: Outcome) -> Score:
         """strict: the agent ended with exactly the wanted cart, code and budget kept. loose: the wanted

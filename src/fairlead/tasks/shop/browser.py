@@ -241,6 +241,12 @@ class BrowserFront:
             async with asyncio.timeout(self._ms / 1000):
                 return str(await self.page.evaluate(COPY, self._episode.prefix))
 
+    async def picture(self) -> bytes:
+        """The page as it stands now, whole, as PNG."""
+        await self._rows()
+        with _answering("be painted"):
+            return bytes(await self.page.screenshot(full_page=True, timeout=self._ms))
+
 
 class Browser:
     """One Chromium and one shop server. `contexts` episodes can run at a time; more wait their turn.

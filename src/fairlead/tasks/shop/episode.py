@@ -34,10 +34,29 @@ async def observe(ins: Instance, front: Front, step: int, past: tuple[str, ...],
     return Observation(ins.goal, url, elements, error, step, ins.max_steps, past)
 
 
-async def play(ins: Instance, front: Front, ask: Ask, *, keep_html: bool = False) -> Outcome:
-    """Run the episode to its end. Funnel levels are nested counts of steps: emitted (some text came),
-    valid (it parses), grounded (its target is on the page and takes it), executed (no error), effective
-    (page, state or ending changed)."""
+async def shown(ins: Instance, front: Front, obs: Observation) -> dict[str, Any]:
+    """A page before it is acted on, for who looks on: the document, its picture where it is a real one, what the oracle
+    calls right and a trap, and the cart."""
+    right, trap = labels(ins, front.state, obs)
+    picture = getattr(front, "picture", None)
+    return {
+        "goal": ins.goal,
+        "url": obs.url,
+        "html": await front.html(),
+        "picture": None if picture is None else await picture(),
+        "right": list(right),
+        "trap": list(trap),
+        "cart": _cart(ins, front),
+        "max_steps": ins.max_steps,
+    }
+
+
+async def play(
+    ins: Instance, front: Front, ask: Ask, *, keep_html: bool = False, told: Callable[[Any], None] | None = None
+) -> Outcome:
+    """Run the episode to its end; `told` hears of each step when it was taken. Funnel levels are nested counts of
+    steps: emitted (some text came), valid (it parses), grounded (its target is on the page and takes it), executed (no
+    error), effective (page, state or ending changed)."""
     t = _Tally()
     ended, obs = "limit", await observe(ins, front, 0, (), "")
     for step in range(ins.max_steps):
@@ -57,6 +76,8 @@ async def play(ins: Instance, front: Front, ask: Ask, *, keep_html: bool = False
         for name in FUNNEL[:level]:
             t.funnel[name] += 1
         t.trace.append(_trace(ins, step, obs, page, answer, legal, right, trap, text, t.error, level, front))
+        if told is not None:
+            told(t.trace[-1])
         if ended_now:
             ended = ended_now
             break
@@ -123,5 +144,9 @@ def _trace(
         "edits": [asdict(e) for e in answer.edits],
         "right": list(right),
         "trap": list(trap),
-        "cart": [{"name": ins.product(s).name, "price": ins.price(s)} for s in front.state.cart],
+        "cart": _cart(ins, front),
     }
+
+
+def _cart(ins: Instance, front: Front) -> list[dict[str, Any]]:
+    return [{"name": ins.product(s).name, "price": ins.price(s)} for s in front.state.cart]
