@@ -5,7 +5,7 @@
     POST /v1/features/top        {"text": "..."}: the strongest latents on a text; {"by": "density"}: of the store
     POST /v1/features/contrast   {"a": [texts], "b": [texts]}: which latents tell a from b, at their strongest
 
-`messages` may stand for `text`: the prompt as the model is asked it. A `Shelf` is what is known; whoever mounts `routes`
+`messages` may stand for `text`: the prompt as the model is asked it. A `Shelf` is what is known; who mounts `routes`
 says who may ask. What reads a text runs the model, and is asked about apart.
 """
 
