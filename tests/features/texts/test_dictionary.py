@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from tests.features.texts.planted import NAMES, embedded, world
 
 from fairlead.core.errors import FairleadError
+from fairlead.dictionaries import quality
 from fairlead.features.texts import dictionary, topics
 
 
@@ -34,6 +37,26 @@ def test_levels_find_what_was_planted_and_random_directions_do_not() -> None:
     found = {kind: best_f1(dictionary.encode(dictionary.fit(kind, x), x).toarray() > 0, gold)
              for kind in ("levels", "random")}  # fmt: skip
     assert found["levels"].mean() > max(0.75, 0.15 + found["random"].mean())
+
+
+@pytest.mark.parametrize("kind", ["levels", "matryoshka"])
+def test_the_best_epoch_is_restored(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float, Any]] = []
+    inner = quality.evaluate
+
+    def spy(found: Any, held: Any) -> dict[str, float]:
+        said = inner(found, held)
+        seen.append((found.n_features, said["explained_variance"], held))
+        return said
+
+    monkeypatch.setattr(quality, "evaluate", spy)
+    after = 0
+    for part in dictionary.fit(kind, embedded(world(200)[0])).parts:
+        curve = [value for m, value, _ in seen if m == part.n_features]
+        after += len(curve) - part.metadata["epoch"]
+        assert part.metadata["epoch"] == 1 + int(np.argmax(curve))
+        assert inner(part, seen[-1][2])["explained_variance"] == pytest.approx(max(curve), abs=1e-5)
+    assert after > 0 or kind == "matryoshka"
 
 
 def test_topics_find_the_words_that_go_together() -> None:

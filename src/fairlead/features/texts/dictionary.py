@@ -31,7 +31,8 @@ Kind = Literal["levels", "matryoshka", "kmeans", "pca", "ica", "random"]
 KINDS: tuple[str, ...] = get_args(Kind)
 LEAST = 20  # texts below which nothing is fitted
 TAIL = 0.9  # a direction's latent fires on the tenth of the training texts where it is largest
-EPOCHS, PATIENCE = 60, 8
+EPOCHS = 60
+PATIENCE = {"topk": 3, "matryoshka": 8}  # epochs without a better one; levels begin where they nearly end
 _CHUNK = 1 << 24  # pre-activations held at once, 64 MiB
 
 Progress = Callable[[int, int], None]
@@ -128,7 +129,7 @@ def encode(dictionary: Levels, x: Any) -> Any:
 def _trained(
     kind: Any, rows: Tensor, m: int, k: int, seed: int, epochs: int | None, progress: Progress | None = None
 ) -> SparseDictionary:
-    """Epochs until held-out reconstruction has not improved for `PATIENCE` of them; the best one's weights."""
+    """Epochs until held-out reconstruction has not improved for more than `PATIENCE`; the best one's weights."""
     n = len(rows)
     held = max(4, min(8192, n // 10))
     batch = max(4, min(128 if n < 20_000 else 1024, (n - held) // 4))
@@ -156,7 +157,7 @@ def _trained(
         explained = quality.evaluate(found, stream.held_out)["explained_variance"]
         if best is None or explained > best[0]:
             best = explained, epoch, found
-        elif epoch - best[1] > PATIENCE:
+        elif epoch - best[1] > PATIENCE[kind]:
             break
     assert best is not None
     about = {"kind": kind, "n_features": m, "k": k, "seed": seed, "epoch": best[1] + 1, "held_out": held,
