@@ -693,6 +693,7 @@ def doctor(ctx: click.Context, model: str | None, rows: int, tokens: int, as_jso
     ctx.exit(0 if all(check.ok for check in found) else 1)
 
 
+import fairlead.cli_export  # noqa: E402, F401
 import fairlead.cli_features  # noqa: E402, F401  (a group of verbs in a file of its own; it uses the options above)
 import fairlead.cli_hypothesize  # noqa: E402, F401
 import fairlead.cli_live  # noqa: E402, F401

@@ -21,8 +21,8 @@ from dataclasses import asdict
 from typing import Any
 
 from fairlead.adapters.named import opened, wanted
-from fairlead.adapters.needed import need
 from fairlead.core.errors import FairleadError
+from fairlead.core.extras import need
 from fairlead.core.types import Generation, Message, Messages
 
 need("inspect_ai", "inspect")

@@ -12,6 +12,7 @@
     ├── RemoteError                a model's endpoint that did not answer, refused, or answered something else
     ├── WorkerError                workers on other machines: none came, one runs other code, or they died on a job
     ├── BrowserError               no browser, port taken, a page that did not answer
+    ├── MissingExtra               a package that comes with an extra is not installed; an ImportError too
     └── NotApplicable              a method that does not apply here, with the reason
 
 A message says what was expected, what came, and what to do next.
@@ -77,6 +78,10 @@ class LockError(RecordError):
 
 class BrowserError(FairleadError):
     """No browser, a port that is taken, or a page that did not answer."""
+
+
+class MissingExtra(FairleadError, ImportError):
+    """A package that comes with an extra is not installed; `do` says how to install it."""
 
 
 class NotApplicable(FairleadError):

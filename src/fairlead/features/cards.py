@@ -8,11 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from fairlead.core import notebook
 from fairlead.core.errors import NotApplicable
 from fairlead.features.lens import lens_of
 from fairlead.features.points import Point
 
 CONTEXTS, AROUND, TOKENS, NEIGHBOURS = 5, 8, 6, 4
+
+
+class Card(dict[str, Any]):
+    """A card: plain JSON, which a notebook shows as what it says."""
+
+    def _repr_html_(self) -> str:
+        figures = [(name, self.get(name)) for name in ("density", "max_activation", "effect")]
+        written = ", ".join(str(token) for token, _ in self.get("logit_lens", {}).get("positive", ()))
+        shown = (notebook.marked(c["tokens"], c["highlight"]) for c in self.get("top_contexts", ()))
+        title = f"latent {self.get('index')} at {self.get('site')}: {self.get('label') or 'no label'}"
+        return notebook.box(title, notebook.table(("", ""), figures), notebook.line(f"writes: {written}"), *shown)
 
 
 def card(
@@ -24,12 +36,12 @@ def card(
     doses: Sequence[dict[str, Any]] = (),
     effect: float | None = None,
     contrast: dict[str, float | None] | None = None,
-) -> dict[str, Any]:
+) -> Card:
     """One latent's card. Contexts come from the points' prompts; `effect` is the gain in balanced P(right) of
     the latent's best single edit on train; `contrast` is wrong against right decisions."""
     contexts = top_contexts(index, subject, dictionary, points)
     rate, largest = dictionary.firing_rate, dictionary.max_activation
-    return {
+    return Card({
         "index": index,
         "site": dictionary.site,
         "density": None if rate is None else float(rate[index]),
@@ -41,7 +53,7 @@ def card(
         "neighbours": neighbours(index, dictionary),
         "contrast": contrast or {},
         "dose_response": list(doses),
-    }
+    })  # fmt: skip
 
 
 def top_contexts(index: int, subject: Any, dictionary: Any, points: Sequence[Point]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fairlead.core import notebook
 from fairlead.core.errors import RecordError
 from fairlead.core.records import Run
 from fairlead.judge.brittleness import Brittleness, Coverage, brittleness, coverage
@@ -71,6 +72,20 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; None is not measured."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        asked = self.question
+        key = (asked.claim, asked.primary, asked.decoding)
+        told = []
+        for c in self.contrasts:
+            if (c.arm, c.measure, c.decoding) == key and c.where == asked.where:
+                d, span = c.difference, c.difference.interval
+                ends = (span.low, span.high) if span else (None, None)
+                told.append((c.model, c.against, d.estimate, *ends, d.clusters, c.p_holm))
+        head = ("model", f"{asked.claim} minus", f"Δ {asked.primary}", "low", "high", "clusters", "p (Holm)")
+        title = f"{self.status}{' (exploratory)' if self.exploratory else ''}"
+        lines = (notebook.line(text) for text in (self.claim_sentence, *self.reasons) if text)
+        return notebook.box(title, *lines, notebook.table(head, told))
 
 
 def judge(run: Run, question: Question | None = None) -> Verdict:

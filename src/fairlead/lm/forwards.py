@@ -64,6 +64,15 @@ class Forwards:
         charge(spent(scores))
         return scores
 
+    def follow(self, rows: Sequence[Row], trees: Sequence[Tree]) -> list[tuple[float, bool]]:
+        """Of trees of one continuation each: its log p in nats, and whether greedy decoding would say just that."""
+        packed = pack(rows, trees, self.checkpoint.model)
+        logits, charge = self._run(packed, keep=packed.ids.shape[1] - packed.width + 1)
+        best = logits.argmax(-1).cpu().numpy()
+        agrees = [bool((best[i, tree.before] == tree.token).all()) for i, tree in enumerate(trees)]
+        charge(0)
+        return list(zip([float(s[0]) for s in add_up(logits, trees)], agrees, strict=True))
+
     def read(
         self, rows: Sequence[Row], sites: Sequence[str], trees: Sequence[Tree] | None = None
     ) -> tuple[dict[str, Tensor], Packed]:

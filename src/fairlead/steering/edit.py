@@ -234,6 +234,12 @@ class Edit:
         if self.site is not None:
             site_order(self.site)
 
+    def _repr_html_(self) -> str:
+        from fairlead.core import notebook
+        from fairlead.steering.language import format as written  # that file needs this one
+
+        return notebook.box("edit", notebook.code(written((self,))), notebook.line(fingerprint((self,))[:12]))
+
     def readings(self) -> tuple[Reading, ...]:
         """What its condition reads, left to right."""
         return readings(self.gate.when) if self.gate.when is not None else ()

@@ -129,7 +129,7 @@ def _playwright_browsers() -> Iterator[Path]:
 
 
 @contextmanager
-def _answering(what: str) -> Iterator[None]:
+def answering(what: str) -> Iterator[None]:
     """Whatever Playwright raises inside becomes a BrowserError."""
     from playwright.async_api import Error
 
@@ -169,7 +169,7 @@ class BrowserFront:
     async def _rows(self) -> tuple[str, list[Any]]:
         from playwright.async_api import Error
 
-        with _answering("show the page it was sent"):
+        with answering("show the page it was sent"):
             async with asyncio.timeout(self._ms / 1000):
                 while True:
                     try:
@@ -184,7 +184,7 @@ class BrowserFront:
 
     async def load(self, path: str, *, push: bool = True) -> None:
         """Go to a path of the shop, as by the address bar."""
-        with _answering(f"load {path}"):
+        with answering(f"load {path}"):
             await self.page.goto(self._base + path, wait_until="domcontentloaded", timeout=self._ms)
         self._arrived(push)
 
@@ -213,7 +213,7 @@ class BrowserFront:
     async def _perform(self, action: Action, elements: tuple[Seen, ...]) -> str:
         bid = action.args[0]
         self._seen = None
-        with _answering(f"{action.name} [{bid}]"):
+        with answering(f"{action.name} [{bid}]"):
             async with asyncio.timeout(self._ms / 1000):
                 aim = await self.page.evaluate(AIM, bid)
             if aim is None:
@@ -237,7 +237,7 @@ class BrowserFront:
     async def html(self) -> str:
         """The live page with typed, ticked and selected state in it; the same on every run."""
         await self._rows()
-        with _answering("give its page"):
+        with answering("give its page"):
             async with asyncio.timeout(self._ms / 1000):
                 return str(await self.page.evaluate(COPY, self._episode.prefix))
 
@@ -287,7 +287,7 @@ class Browser:
         """The browser process; a new one when it died."""
         async with self._launching:
             if self._program is None or not self._program.is_connected():
-                with _answering(f"start ({self._path})"):
+                with answering(f"start ({self._path})"):
                     self._program = await self._driver.chromium.launch(
                         executable_path=self._path, args=list(FLAGS), timeout=1000 * self._seconds
                     )
@@ -313,7 +313,7 @@ class Browser:
             self._pages.put_nowait(page)
 
     async def _page(self) -> Page:
-        with _answering("open a page"):
+        with answering("open a page"):
             program = await self._running()
             context = await program.new_context(viewport=VIEWPORT, service_workers="block")
             page: Page = await context.new_page()

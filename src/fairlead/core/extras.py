@@ -1,14 +1,10 @@
-"""The one message for an extra that is not installed."""
+"""Packages that come with an extra: one message where one is missing."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
-from fairlead.core.errors import FairleadError
-
-
-class MissingExtra(FairleadError, ImportError):
-    """A package that an adapter needs is not installed. It is an ImportError too: whoever looks for one finds it."""
+from fairlead.core.errors import MissingExtra
 
 
 def need(package: str, extra: str) -> None:
