@@ -76,17 +76,18 @@ class Fairlead(ModelAPI):
         if more["choices"] and stops:
             raise FairleadError("stop sequences have no meaning beside choices")
 
-        def answer() -> Generation:  # in a loop of its own: inspect's may be trio's, and inspect patches asyncio.run
+        def answer() -> tuple[Generation, int]:
+            # In a loop of its own: inspect's may be trio's, and inspect patches asyncio.run.
             loop = asyncio.new_event_loop()
             try:
                 return loop.run_until_complete(self._answer(messages, config, seed, more))
             finally:
                 loop.close()
 
-        said = await anyio.to_thread.run_sync(answer)
+        said, most = await anyio.to_thread.run_sync(answer)
         places = [at for stop in stops if (at := said.text.find(stop)) >= 0]
         text = said.text[: min(places)] if places else said.text
-        full = not places and not more["choices"] and said.new_tokens >= self._most(messages, config)
+        full = not places and not more["choices"] and said.new_tokens >= most
         return ModelOutput(
             model=self.model_name,
             choices=[
@@ -103,18 +104,21 @@ class Fairlead(ModelAPI):
             metadata={"fairlead": self._about(said, more["choices"], seed if config.temperature else None)},
         )
 
-    async def _answer(self, messages: Messages, config: GenerateConfig, seed: int, more: dict[str, Any]) -> Generation:
+    async def _answer(
+        self, messages: Messages, config: GenerateConfig, seed: int, more: dict[str, Any]
+    ) -> tuple[Generation, int]:
+        """(the answer, how many tokens it might have had)."""
         with self._served.world(config.temperature or 0.0, seed) as world:
+            most = self._most(world, messages) if config.max_tokens is None else int(config.max_tokens)
             said: Generation = await world.generate(
-                messages, step=more["step"], legal=more["choices"] or None, max_tokens=self._most(messages, config)
+                messages, step=more["step"], legal=more["choices"] or None, max_tokens=most
             )
-        return said
+        return said, most
 
-    def _most(self, messages: Messages, config: GenerateConfig) -> int:
-        if config.max_tokens is not None:
-            return int(config.max_tokens)
-        subject = self._served.subject
-        return max(1, min(TOKENS, subject.checkpoint.shape.context - len(subject.tokens(messages).ids)))
+    def _most(self, world: Any, messages: Messages) -> int:
+        """The context's room behind the prompt as `world` reads it, up to TOKENS."""
+        reader = world if hasattr(world, "tokens") else self._served.subject
+        return max(1, min(TOKENS, self._served.subject.checkpoint.shape.context - len(reader.tokens(messages).ids)))
 
     def _about(self, said: Generation, choices: tuple[str, ...], seed: int | None) -> dict[str, Any]:
         about: dict[str, Any] = {
