@@ -244,7 +244,7 @@ class BrowserFront:
     async def picture(self) -> bytes:
         """The page as it stands now, whole, as PNG."""
         await self._rows()
-        with _answering("be painted"):
+        with answering("be painted"):
             return bytes(await self.page.screenshot(full_page=True, timeout=self._ms))
 
 
