@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -31,6 +33,8 @@ from fairlead.serve.ask import LIMITS, Refused, read
 from fairlead.serve.batch import TookTooLong
 from fairlead.serve.lanes import Alone, Answer, Lanes, Shared
 from fairlead.serve.limits import Limits
+from fairlead.serve.metrics import KIND, Requests, page
+from fairlead.serve.openapi import describe
 from fairlead.serve.opened import Served, named
 from fairlead.serve.scheduler import Busy, Scheduler, Stopping
 from fairlead.serve.shapes import HEADERS, Shape, error_event, refusal
@@ -52,6 +56,7 @@ class Desk:
     schedulers: Sequence[Scheduler] = ()
     dictionaries: Sequence[Any] = ()
     log_prompts: bool = False
+    requests: Requests = field(default_factory=Requests)
 
     def __post_init__(self) -> None:
         self.lanes = Lanes(self.models, self.limits, self.schedulers, self.dictionaries)
@@ -70,6 +75,15 @@ def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = ()) -> S
         found = [{"id": m.name, "object": "model", "created": 0, "owned_by": "fairlead"} for m in desk.models]
         return JSONResponse({"object": "list", "data": found}, headers=HEADERS)
 
+    async def metrics(request: Request) -> Response:
+        if not may(request, desk.key):
+            return refusal(_no_key())
+        return Response(page(desk.requests, desk.waiting, desk.schedulers), media_type=KIND, headers=HEADERS)
+
+    async def openapi(_request: Request) -> Response:
+        names = [] if desk.key else [m.name for m in desk.models]  # who has no key learns no names
+        return JSONResponse(describe(names, desk.limits, key=desk.key is not None), headers=HEADERS)
+
     async def chat(request: Request) -> Response:
         return await _counted(desk, request, text=False)
 
@@ -78,15 +92,33 @@ def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = ()) -> S
 
     own = [
         Route("/health", health, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
-    return Starlette(routes=[*own, *routes], middleware=middleware)
+    return Starlette(routes=[*own, *routes], middleware=middleware, exception_handlers={HTTPException: _elsewhere})
+
+
+async def _elsewhere(_request: Request, error: Exception) -> Response:
+    """No such path, or not by that method, in the shape of every other error."""
+    assert isinstance(error, HTTPException)
+    response = refusal(Refused(error.detail, status=error.status_code))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _counted(desk: Desk, request: Request, *, text: bool) -> Response:
+    started = time.perf_counter()
+    response = await _placed(desk, request, text=text)
+    desk.requests.count(request.url.path, response.status_code, time.perf_counter() - started)
+    return response
+
+
+async def _placed(desk: Desk, request: Request, *, text: bool) -> Response:
+    """An answer, while there is a place for one more request."""
     if not may(request, desk.key):
         return refusal(_no_key())
     if desk.waiting >= desk.most:

@@ -22,6 +22,7 @@ from fairlead.serve.batch import CHUNK, PREFIXES, ROWS, Batch
 from fairlead.serve.http import Desk, app
 from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served
+from fairlead.serve.patience import HEAD, Patient
 from fairlead.serve.scheduler import Scheduler
 
 GRACE = 10.0  # seconds that requests at work have when the server stops; then they are returned as far as they got
@@ -57,12 +58,14 @@ class Endpoint:
         self._server = Server(
             uvicorn.Config(
                 app(desk, hosts, routes),
+                http=Patient,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
-                timeout_keep_alive=5,
+                timeout_keep_alive=math.ceil(HEAD),  # longer than clients keep a connection that says nothing
                 timeout_graceful_shutdown=math.ceil(settings.grace) + 5,
             )  # fmt: skip
         )
