@@ -105,7 +105,8 @@ def generate(net: Any, prompts: np.ndarray[Any, Any], hook: Callable[..., Any] |
     handle = net.model.layers[site].register_forward_hook(hook) if hook else None
     with torch.inference_mode():
         ids = torch.from_numpy(prompts)
-        out = net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        mask = torch.ones_like(ids)
+        out = net.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     if handle:
         handle.remove()
     return out[:, PROMPT:].tolist()

@@ -88,7 +88,7 @@ def pyvene(folder: str) -> Run:
     net = load(folder)
     site, d = net.config.num_hidden_layers // 2, vector(net)
     given = pv.IntervenableModel(
-        {"layer": site, "component": "block_output", "intervention": lambda base, source=None: base + d}, model=net
+        {"layer": site, "component": "block_output", "intervention": lambda base, **_: base + d}, model=net
     )
     ids = prompts(net.config.vocab_size)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -115,7 +115,7 @@ def nnsight(folder: str) -> Run:
 def transformer_lens(folder: str) -> Run:
     lens = _lens(folder)
     site, d = lens.cfg.n_layers // 2, torch.randn(lens.cfg.d_model) / lens.cfg.d_model**0.5
-    lens.add_hook(f"blocks.{site}.hook_resid_post", lambda h, hook: h + d)  # noqa: ARG005
+    lens.add_hook(f"blocks.{site}.hook_resid_post", lambda h, **_: h + d)
     return _lens_run(lens)
 
 
@@ -126,7 +126,7 @@ def sae_lens(folder: str) -> Run:
     site, width = lens.cfg.n_layers // 2, 2048
     sae = StandardSAE(StandardSAEConfig(d_in=lens.cfg.d_model, d_sae=width, apply_b_dec_to_input=False))
 
-    def clamp(h: torch.Tensor, hook: Any) -> torch.Tensor:
+    def clamp(h: torch.Tensor, **_: Any) -> torch.Tensor:
         f = sae.encode(h)
         error = h - sae.decode(f)
         f[..., 0] = 1.0
@@ -145,9 +145,9 @@ def _lens(folder: str) -> Any:
     cfg = HookedTransformerConfig(
         n_layers=c.num_hidden_layers, d_model=c.hidden_size, d_head=c.hidden_size // c.num_attention_heads,
         n_heads=c.num_attention_heads, d_mlp=c.intermediate_size, d_vocab=c.vocab_size, n_ctx=512, act_fn="silu",
-        normalization_type="RMS", positional_embedding_type="rotary", gated_mlp=True, final_rms=True, eps=c.rms_norm_eps,
-        rotary_dim=c.hidden_size // c.num_attention_heads, rotary_adjacent_pairs=False, original_architecture="LlamaForCausalLM",
-        n_key_value_heads=c.num_key_value_heads,
+        normalization_type="RMS", positional_embedding_type="rotary", gated_mlp=True, final_rms=True,
+        eps=c.rms_norm_eps, rotary_dim=c.hidden_size // c.num_attention_heads, rotary_adjacent_pairs=False,
+        original_architecture="LlamaForCausalLM", n_key_value_heads=c.num_key_value_heads,
     )  # fmt: skip
     lens = HookedTransformer(cfg)
     lens.load_and_process_state_dict(
