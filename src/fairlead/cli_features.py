@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fairlead.app import show, show_features
-from fairlead.cli import as_json, loads_models, main, threads
+from fairlead.cli import as_json, loads_models, main, spreads, threads
 
 store_at = click.argument("store", metavar="DIR", type=click.Path(path_type=Path))
 
@@ -43,11 +43,12 @@ def features() -> None:
 @click.option("--window", type=click.IntRange(1, 255), default=32, show_default=True, help="Tokens of an example.")
 @click.option("--neighbours/--no-neighbours", default=True, show_default=True, help="Compare all decoder rows.")
 @loads_models
+@spreads
 @threads
 @as_json
 def harvest(
     model: str, dictionary: str, texts: Path | None, out: Path, limit: int | None, max_tokens: int, window: int,
-    neighbours: bool, threads: int, as_json: bool,
+    neighbours: bool, threads: int, where: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """One pass of MODEL over texts: every latent of DICTIONARY (NAME@SITE) on every token, on disk, with the
     strongest windows, densities, quantiles, partners and neighbours of all latents. Interrupted, it goes on.
@@ -60,7 +61,7 @@ def harvest(
     with show.bar(as_json) as bar:
         found = verb.harvest(
             model, dictionary, texts=texts, out=out, limit=limit, max_tokens=max_tokens, window=window,
-            with_neighbours=neighbours, threads=threads, progress=_bars(bar),
+            with_neighbours=neighbours, threads=threads, progress=_bars(bar), where=where,
         )  # fmt: skip
     show.json_value(found) if as_json else show_features.harvested(found)
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fairlead.app import show
-from fairlead.cli import as_json, loads_models, main, runs_in, threads
+from fairlead.cli import as_json, loads_models, main, runs_in, spreads, threads
 
 # As in features.texts (a test compares), which is not loaded to parse a command.
 DICTIONARIES = ("levels", "residual", "matryoshka", "kmeans", "pca", "ica")
@@ -61,13 +61,14 @@ def _bars(bar: Any) -> Callable[[str, int, int], None]:
               "--apply: the rows and what holds of them) here.")  # fmt: skip
 @runs_in
 @loads_models
+@spreads
 @threads
 @as_json
 def hypothesize(
     data: Path, text: tuple[str, ...], label: str | None, pair: str, covariates: tuple[str, ...], group: str,
     positive: str, kind: str | None, embedder: str, k: int, dictionary: str | None, how: str | None,
     rate: float | None, concepts: tuple[str, ...], ask: str | None, ask_model: str | None, ask_key: str | None,
-    seed: int, saved: Path | None, out: Path | None, runs: Path, threads: int, as_json: bool,
+    seed: int, saved: Path | None, out: Path | None, runs: Path, threads: int, where: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """What in the texts of TABLE explains the label? Ranked hypotheses, each tested on rows that nothing was fitted
     on, beside everything simpler; a page, and a file that runs them again. TABLE is CSV, TSV, JSON lines or Parquet.
@@ -98,7 +99,7 @@ def hypothesize(
     )  # fmt: skip
     with show.bar(as_json) as bar:
         say = _bars(bar)
-        ready = verb.prepare(settings, progress=say)
+        ready = verb.prepare(settings, progress=say, where=where, threads=threads)
         found = verb.execute(ready, progress=say, threads=threads)
     if out is not None:
         verb.export(verb.flat(found), out)

@@ -38,6 +38,10 @@ class Numbers:
     needs: tuple[str, ...] = ()
     likes: str = ""
 
+    @property
+    def key(self) -> str:
+        return self.name
+
     def waits(self, unsettled: frozenset[str]) -> bool:
         return bool(unsettled & set(self.needs))
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.core.fake_ray import FakeRay, RayActorError, use
 from tests.lm.endpoint import embeddings, serving
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from fairlead.core.crew import Cluster
 from fairlead.core.errors import LoadError
 from fairlead.lm.cache import Cache
 from fairlead.lm.embed import Embedder, Endpoint, Kept, Pooled, Sentences, kept, sentences, tfidf, unit
+from fairlead.lm.embed_ray import OnRay
 from fairlead.lm.remote import Remote, Vectors
 
 CATS = ["the cat sat on a mat", "a cat and another cat", "my cat likes the mat", "one cat on one mat"]
@@ -164,3 +168,43 @@ async def test_minilm_where_it_is_installed() -> None:
     rows = await sentences().embed(CATS + SHIPS)
     assert separation(rows) > 0.3
     assert isinstance(sentences(), Sentences)
+
+
+# ---- on workers
+
+
+async def test_workers_give_the_bytes_of_one_process(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{text} {'the cat ' * (i % 7)}" for i in range(40) for text in CATS + SHIPS] + ["", "  "]
+    want = await sentences(bert).embed(texts)
+    ray = use(FakeRay(lambda n, step: RayActorError("lost") if n in (3, 4) else None), monkeypatch)
+    embedder, seen = OnRay(partial(made, bert), Cluster(workers=2)), list[tuple[int, int]]()
+    rows = await embedder.embed(texts, progress=lambda done, total: seen.append((done, total)))
+    assert np.array_equal(rows, want) and seen[-1] == (len(texts), len(texts))
+    assert (embedder.name, embedder.fingerprint) == (bert.name, sentences(bert).fingerprint)
+    assert (await embedder.embed([])).shape == (0, 16) and ray.hired > 2
+    embedder.close()
+    assert ray.killed == ray.hired and ray.left == 1
+
+
+async def test_workers_pool_a_causal_model_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"word {i} " * (1 + i % 5) for i in range(150)] + ["", " "]
+    want = await pooled()[0].embed(texts)
+    use(FakeRay(), monkeypatch)
+    embedder = OnRay(pooled, Cluster(workers=2))
+    assert np.array_equal(await embedder.embed(texts), want) and not want[-2:].any()
+    embedder.close()
+
+
+def made(path: Path) -> tuple[Sentences, int]:
+    return sentences(path), 10
+
+
+def pooled() -> tuple[Pooled, int]:
+    class States:
+        name, fingerprint, n_layers, d_model = "toy", "f", 3, 4
+
+        def text_activations(self, texts: list[str], sites: list[str], *, max_tokens: int) -> dict[str, Any]:
+            """What a batch holds shows in the low bits, as it does in a real one."""
+            return {sites[0]: [torch.tensor([[len(t), len(texts), i, 1.0]]) for i, t in enumerate(texts)]}
+
+    return Pooled(States()), 5

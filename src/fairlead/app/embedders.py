@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fairlead.app.models import loading, open_model
+from fairlead.app.placement import Settings, sized
 from fairlead.core import plugins
+from fairlead.core.crew import Cluster
 from fairlead.core.errors import LoadError
 from fairlead.core.ledger import Meter
 from fairlead.core.plan import Plan
@@ -39,6 +41,7 @@ class Embedding:
     parameters: int = 0
     meter: Meter = field(default_factory=Meter)
     annotator: Any = None  # a language model that methods may ask about texts (features.labellers)
+    close: Callable[[], None] = lambda: None  # sends workers home, where it has any
     rows: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,11 +120,12 @@ def texts_of(data: Any) -> tuple[str, ...]:
     return tuple(data["texts"]) if "texts" in data else (str(data["text"]),)
 
 
-def open_embedder(ref: str, texts: Sequence[str] = ()) -> Embedding:
-    """An embedder by reference; `texts` are what tfidf is fitted on. Embeddings of models are kept on disk. Raises
-    LoadError."""
-    from fairlead.lm.embed import Endpoint, Pooled, kept, sentences, tfidf
-    from fairlead.lm.hub import fetch, is_name
+def open_embedder(
+    ref: str, texts: Sequence[str] = (), *, where: Cluster | None = None, threads: int = 1
+) -> Embedding:
+    """An embedder by reference; `texts` are what tfidf is fitted on. Embeddings of models are kept on disk, and made by
+    the workers of a cluster `where` one is named; tfidf and endpoints stay here. Raises LoadError."""
+    from fairlead.lm.embed import Endpoint, kept, tfidf
     from fairlead.lm.remote import Remote
 
     if ref == "tfidf":
@@ -136,12 +140,36 @@ def open_embedder(ref: str, texts: Sequence[str] = ()) -> Embedding:
         meter = Meter()
         remote = Remote(url, model, api_key_env=KEY if os.environ.get(KEY) else None, meter=meter)
         return Embedding(Endpoint(remote), meter=meter)
+    if where is not None:
+        from fairlead.lm.embed_ray import OnRay
+
+        spread = OnRay(Making(ref, Settings.here(threads)), sized(where, threads))
+        return Embedding(kept(spread), spread.about.width, spread.about.parameters, close=spread.close)
+    model, parameters = _model(ref)
+    return Embedding(kept(model), model.width, parameters)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What makes an embedder on a worker."""
+
+    ref: str
+    settings: Settings
+
+    def __call__(self) -> tuple[Any, int]:
+        made: tuple[Any, int] = self.settings.wrap(_model)(self.ref)
+        return made
+
+
+def _model(ref: str) -> tuple[Any, int]:
+    """An embedder with weights, and how many of them a token meets."""
+    from fairlead.lm.embed import Pooled, sentences
+    from fairlead.lm.hub import fetch, is_name
+
     if ref.startswith("lm:"):
         model, _, site = ref.removeprefix("lm:").partition("@")
         subject = open_model(model)
-        states = Pooled(subject, site)
-        weights = sum(p.numel() for p in subject.checkpoint.model.parameters())
-        return Embedding(kept(states), subject.d_model, weights)
+        return Pooled(subject, site), sum(p.numel() for p in subject.checkpoint.model.parameters())
     path: Any = ref
     if ref != "minilm" and not Path(ref).exists() and is_name(ref):
         path = fetch(ref)
@@ -149,7 +177,6 @@ def open_embedder(ref: str, texts: Sequence[str] = ()) -> Embedding:
         raise LoadError(
             f"no embedder {ref!r}", expected="tfidf, minilm, a directory, org/name, lm:MODEL or https://host/v1#MODEL"
         )
-    found_here = sentences(path, device=loading().device or "cpu")
-    words = found_here.model.get_input_embeddings().weight.numel()
-    weights = sum(p.numel() for p in found_here.model.parameters()) - words
-    return Embedding(kept(found_here), int(found_here.model.config.hidden_size), weights)
+    found = sentences(path, device=loading().device or "cpu")
+    words = found.model.get_input_embeddings().weight.numel()
+    return found, sum(p.numel() for p in found.model.parameters()) - words

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fairlead.app.models import open_dictionary, open_model, use_threads
+from fairlead.app.placement import Settings, sized
 from fairlead.app.texts import read_texts
 from fairlead.app.train import shop_prompts
+from fairlead.core.crew import Cluster
 from fairlead.core.errors import FairleadError
 from fairlead.core.ledger import Meter
 
@@ -49,27 +51,55 @@ def harvest(
     with_neighbours: bool = True,
     threads: int = 1,
     progress: Progress | None = None,
+    where: Cluster | None = None,
 ) -> Harvested:
-    """Every latent of a dictionary on every token of `texts` (default: the shop's own prompts), from one pass."""
-    from fairlead.features.harvest import chats_of, texts_of
-    from fairlead.features.harvest import harvest as fill
+    """Every latent of a dictionary on every token of `texts` (default: the shop's own prompts), from one pass; on the
+    workers of a cluster, `where` one is named."""
+    from fairlead.features import harvest_ray
+    from fairlead.features.harvest import fill, indexed
     from fairlead.features.index import Index
 
     use_threads(threads)
-    read = None if texts is None else read_texts(texts)[:limit]
-    subject, dictionary = open_model(model), open_dictionary(ref)
-    longest = min(max_tokens, subject.checkpoint.shape.context)
-    if read is None:
-        corpus = chats_of(subject, list(islice(shop_prompts(model, 0), limit or SHOP_TEXTS)))
+    make = Reading(model, ref, texts, limit, max_tokens, window, Settings.here(threads))
+    if where is None:
+        harvester = make()
+        fill(harvester, out, progress=progress)
+        plan, dictionary = harvester.plan, harvester.dictionary
     else:
-        corpus = texts_of(subject, read, max_tokens=max_tokens)
-    store = fill(subject, dictionary, corpus, out, window=window, with_neighbours=with_neighbours, progress=progress)
+        plan = harvest_ray.fill(make, out, sized(where, threads), progress=progress)
+        dictionary = open_dictionary(ref) if with_neighbours else None
+    store = indexed(out, dictionary if with_neighbours else None, progress)
     count = Index(store).count
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     l0 = float(count.sum()) / max(1, store.n_tokens)
     header, alive = store.header, int((count > 0).sum())
-    cut = 0 if read is None else sum(len(ids) == longest for ids in corpus.ids)
-    return Harvested(str(out), header.tokens, header.sequences, header.n_features, alive, l0, size, cut)
+    return Harvested(str(out), header.tokens, header.sequences, header.n_features, alive, l0, size, plan.cut)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What makes a harvester, here or on a worker: references, not what they stand for."""
+
+    model: str
+    dictionary: str
+    texts: Path | None
+    limit: int | None
+    max_tokens: int
+    window: int
+    settings: Settings
+
+    def __call__(self) -> Any:
+        from fairlead.features.harvest import Harvester, chats_of, texts_of
+
+        read = None if self.texts is None else read_texts(self.texts)[: self.limit]
+        subject = self.settings.wrap(open_model)(self.model)
+        dictionary = self.settings.wrap(open_dictionary)(self.dictionary)
+        if read is None:
+            corpus = chats_of(subject, list(islice(shop_prompts(self.model, 0), self.limit or SHOP_TEXTS)))
+        else:
+            longest = min(self.max_tokens, subject.checkpoint.shape.context)
+            corpus = replace(texts_of(subject, read, max_tokens=self.max_tokens), longest=longest)
+        return Harvester(subject, dictionary, corpus, window=self.window)
 
 
 def show(root: Path, latent: int, *, examples: int = 5) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fairlead.app.hypotheses_apply import TFIDF, apply, load_saved
 from fairlead.app.models import use_threads
 from fairlead.app.report import verdict
 from fairlead.core import lock as locks
+from fairlead.core.crew import Cluster
 from fairlead.core.errors import FairleadError, LockError
 from fairlead.core.keys import content_key
 from fairlead.core.plan import check_plan, parse_plan
@@ -112,13 +113,17 @@ def _cell(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def prepare(settings: Settings, *, progress: Progress | None = None) -> Prepared:
-    """Read the table and open the embedder. Raises LoadError for what cannot be used, before anything is written."""
+def prepare(
+    settings: Settings, *, progress: Progress | None = None, where: Cluster | None = None, threads: int = 1
+) -> Prepared:
+    """Read the table and open the embedder. Raises LoadError for what cannot be used, before anything is written.
+    `where` names a cluster whose workers embed; `execute` sends them home."""
     if progress:
         progress("reading", 0, 1)
     task = HypothesesTask(_task_options(settings))
     arms = _arms(settings)
-    embedding = open_embedder(settings.embedder, train_texts(task) if settings.embedder == "tfidf" else ())
+    fitted_on = train_texts(task) if settings.embedder == "tfidf" else ()
+    embedding = open_embedder(settings.embedder, fitted_on, where=where, threads=threads)
     embedding.annotator = None if settings.ask is None else annotator(settings.ask, embedding.meter)
     text = _plan_text(settings, task, arms)
     plan = parse_plan(text)
@@ -184,6 +189,13 @@ def execute(
     ready: Prepared, *, progress: Progress | None = None, threads: int = 1, permutations: int = 200
 ) -> dict[str, Any]:
     """Embed, run what is missing, test, and write the files; returns what hypotheses.json holds."""
+    try:
+        return _execute(ready, progress, threads, permutations)
+    finally:
+        ready.embedding.close()
+
+
+def _execute(ready: Prepared, progress: Progress | None, threads: int, permutations: int) -> dict[str, Any]:
     use_threads(threads)
     say = progress or _silent
     texts = [t for s in ("train", "validation", "test") for item in ready.task.items(s) for t in texts_of(item.data)]

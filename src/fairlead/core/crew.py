@@ -24,11 +24,11 @@ FAREWELL = 10.0  # seconds that workers have to close what they opened
 STORE_BYTES = 128 * 2**20  # of shared memory for a cluster that is started here
 LOOPBACK = "127.0.0.1"
 CARRIED = ("FAIRLEAD_POCKET", "FAIRLEAD_CHROMIUM", "FAIRLEAD_CACHE")  # environment that a worker takes over
-_QUIET = {
+QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone where no GPU is asked for
 }
-_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray puts the host's own address for 127.0.0.1
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # or Ray puts the host's own address for 127.0.0.1
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,14 @@ class Job(Protocol):
     """Something that one worker does from beginning to end; begun again from what is kept when the worker dies."""
 
     @property
-    def name(self) -> str: ...
+    def key(self) -> str:
+        """Which job it is; `waits` is told keys."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What a message calls it."""
+        ...
 
     @property
     def likes(self) -> str:
@@ -70,7 +77,7 @@ class Job(Protocol):
         ...
 
     def waits(self, unsettled: frozenset[str]) -> bool:
-        """Whether it needs one of the jobs (by name) that are not settled."""
+        """Whether it needs one of the jobs that are not settled."""
         ...
 
     def steps(self) -> Generator[Any, Any, None]:
@@ -84,6 +91,17 @@ class GivenUp:
 
     job: Any
     why: str
+
+
+def refuse_given_up(given_up: Sequence[GivenUp], what: str) -> None:
+    """WorkerError where something was given up; all else is done by then."""
+    if given_up:
+        first = given_up[0]
+        raise WorkerError(
+            f"{len(given_up)} {what} were given up; all others are done",
+            got=f"{first.job.name}: {first.why}",
+            do="look at the workers' memory and Ray's logs; the same command goes on from here",
+        )
 
 
 @dataclass(eq=False)
@@ -148,7 +166,7 @@ class Crew:
         waiting, lost = list(jobs), list[GivenUp]()
         while waiting or self._busy:
             self._hire(min(self._size, len(waiting) + len(self._busy)))
-            unsettled = frozenset(job.name for job in [*waiting, *self._busy, *(given.job for given in lost)])
+            unsettled = frozenset(job.key for job in [*waiting, *self._busy, *(given.job for given in lost)])
             for seat in self._seats:
                 if seat.up and seat.job is None and (job := _pick(waiting, unsettled, seat.likes)) is not None:
                     waiting.remove(job)
@@ -175,7 +193,7 @@ class Crew:
         try:
             seat.asked = seat.actor.do.remote(seat.steps.send(answer))
         except StopIteration:
-            self._tried.pop(seat.job.name, None)
+            self._tried.pop(seat.job.key, None)
             seat.job = seat.steps = seat.asked = None
 
     def _hear(self, waiting: list[Any], lost: list[GivenUp]) -> None:
@@ -202,7 +220,7 @@ class Crew:
             self.accept(answer)
             seat.up, seat.asked, self._stillborn = True, None, 0
             return
-        self._tried.pop(seat.job.name, None)
+        self._tried.pop(seat.job.key, None)
         self._send(seat, answer)
 
     def _replace(self, seat: _Seat, error: Exception, waiting: list[Any], lost: list[GivenUp]) -> None:
@@ -222,7 +240,7 @@ class Crew:
                     do="look at the machines' memory, and at Ray's logs (by default in /tmp/ray/session_latest/logs)",
                 )
         if job is not None:
-            tried = self._tried[job.name] = self._tried.get(job.name, 0) + 1
+            tried = self._tried[job.key] = self._tried.get(job.key, 0) + 1
             if tried < DEATHS:
                 waiting.append(job)
             else:
@@ -264,7 +282,7 @@ def join(cluster: Cluster) -> tuple[Any, Callable[[], None]]:
     """Ray, connected to the cluster, and what leaves it again. A connection that was there is used, and stays."""
     address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     on_loopback = address == "local" or address.startswith((f"{LOOPBACK}:", "localhost:"))
-    for name, value in {**_QUIET, **(_ON_LOOPBACK if on_loopback else {})}.items():
+    for name, value in {**QUIET, **(ON_LOOPBACK if on_loopback else {})}.items():
         os.environ.setdefault(name, value)  # Ray reads these when it is imported
     try:
         import ray

@@ -29,10 +29,11 @@ Progress = Callable[[str, int, int], None]  # phase, done, of how many
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """What is read: the token ids of every sequence, and a function that gives the activations [P, d] at a site of
-    some of them, one tensor each."""
+    some of them, one tensor each. No sequence exceeds `longest` tokens, where that is known."""
 
     ids: Sequence[Array]
     read: Callable[[slice, str], list[Tensor]]
+    longest: int | None = None
 
 
 def texts_of(subject: Any, texts: Sequence[str], *, max_tokens: int = 256) -> Corpus:
@@ -45,6 +46,47 @@ def chats_of(subject: Any, prompts: Sequence[Messages]) -> Corpus:
     """Chats, as the subject's template renders them."""
     ids = [np.asarray(subject.tokens(prompt).ids, dtype=np.uint32) for prompt in prompts]
     return Corpus(ids, lambda part, site: subject.activations(prompts[part], [site], "all")[site])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be harvested, for whoever only writes it down: the store's header, the texts of all token ids, and the
+    length of every sequence."""
+
+    header: Header
+    vocabulary: list[str]
+    lengths: list[int]
+    longest: int | None = None
+
+    @property
+    def cut(self) -> int:
+        """Sequences that reach the length that is read."""
+        return sum(length == self.longest for length in self.lengths)
+
+    @property
+    def parts(self) -> list[slice]:
+        """The sequences of every shard."""
+        return store.divide(self.lengths, self.header.shard_tokens)
+
+
+class Harvester:
+    """Reads and encodes one shard after another; writes nothing. Raises FairleadError where nothing is to be read."""
+
+    def __init__(
+        self, subject: Any, dictionary: Any, corpus: Corpus, *, window: int = 32, shard_tokens: int = 65_536,
+        batch: int = 16,
+    ) -> None:  # fmt: skip
+        if not len(corpus.ids):
+            raise FairleadError("nothing to harvest", expected="at least one text")
+        dictionary.check_width(subject.d_model)
+        self.dictionary, self._corpus = dictionary, corpus
+        header = _header(subject, dictionary, corpus, window, shard_tokens, batch)
+        self.plan = Plan(header, _vocabulary(subject), [len(s) for s in corpus.ids], corpus.longest)
+
+    def shard(self, part: slice, told: Callable[[int], None] = lambda _tokens: None) -> dict[str, Array]:
+        """The arrays of the shard that holds the sequences `part`; `told` hears how many tokens are read."""
+        codes = _codes(self.dictionary, self._corpus, part, self.plan.header.batch, told)
+        return store.shard_arrays(self.plan.header, self._corpus.ids[part], codes)
 
 
 def harvest(
@@ -64,27 +106,32 @@ def harvest(
     Memory: one shard's codes (6 bytes an entry), a piece of dense latents, and the index's tables (about 2.7 kB a
     latent). Raises FairleadError where another harvest lies, where nothing is to be read, or where a shard cannot be
     written."""
-    if not len(corpus.ids):
-        raise FairleadError("nothing to harvest", expected="at least one text")
-    dictionary.check_width(subject.d_model)
-    root, say = Path(out), progress or (lambda _phase, _done, _total: None)
-    header = _header(subject, dictionary, corpus, window, shard_tokens, batch)
-    store.begin(root, header, _vocabulary(subject))
+    harvester = Harvester(subject, dictionary, corpus, window=window, shard_tokens=shard_tokens, batch=batch)
+    fill(harvester, out, progress=progress)
+    return indexed(Path(out), dictionary if with_neighbours else None, progress)
+
+
+def fill(harvester: Harvester, out: str | Path, *, progress: Progress | None = None) -> None:
+    """Write every shard that is not there yet."""
+    plan, root, say = harvester.plan, Path(out), progress or (lambda _phase, _done, _total: None)
+    store.begin(root, plan.header, plan.vocabulary)
     done = 0
-    for number, part in enumerate(store.divide([len(s) for s in corpus.ids], shard_tokens)):
-        sequences = corpus.ids[part]
+    for number, part in enumerate(plan.parts):
 
         def told(tokens: int, before: int = done) -> None:
-            say("tokens", before + tokens, header.tokens)
+            say("tokens", before + tokens, plan.header.tokens)
 
         if not store.has_shard(root, number):
-            codes = _codes(dictionary, corpus, part, batch, told)
-            store.write_shard(root, number, header, sequences, codes)
-        done += sum(len(s) for s in sequences)
-        say("tokens", done, header.tokens)
+            store.keep_shard(root, number, harvester.shard(part, told))
+        done += sum(plan.lengths[part])
+        say("tokens", done, plan.header.tokens)
+
+
+def indexed(root: Path, dictionary: Any | None, progress: Progress | None = None) -> Store:
+    """The store at `root`, whole, with its index; a dictionary adds the neighbours of its rows."""
     found = Store(root)
     if not index.path_of(found).is_dir():
-        index.build(found, dictionary if with_neighbours else None, progress=progress)
+        index.build(found, dictionary, progress=progress)
     return found
 
 

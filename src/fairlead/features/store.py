@@ -125,20 +125,29 @@ def has_shard(root: Path, number: int) -> bool:
 
 def write_shard(root: Path, number: int, header: Header, sequences: Sequence[Array], codes: Iterable[Codes]) -> None:
     """One shard: the token ids of its sequences, and their codes in pieces that follow one another."""
+    keep_shard(root, number, shard_arrays(header, sequences, codes))
+
+
+def keep_shard(root: Path, number: int, arrays: dict[str, Array]) -> None:
+    """Write what `shard_arrays` made."""
+    save_arrays(_place(root, number), arrays)
+
+
+def shard_arrays(header: Header, sequences: Sequence[Array], codes: Iterable[Codes]) -> dict[str, Array]:
+    """The arrays of a shard, by the names of their files."""
     pieces = list(codes)
     counts = np.concatenate([p.counts for p in pieces])
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     if len(counts) != lengths.sum():
         raise FairleadError("codes do not fit their tokens", expected=f"{lengths.sum()} tokens", got=f"{len(counts)}")
     values = np.concatenate([np.clip(p.values, SMALLEST, LARGEST).astype(np.float16) for p in pieces])
-    arrays = {
+    return {
         "tokens": np.concatenate(list(sequences)).astype(np.uint32),
         "starts": (np.cumsum(lengths) - lengths).astype(np.uint32),
         "rows": np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
         "latents": np.concatenate([p.latents for p in pieces]).astype(latent_type(header.n_features)),
         "values": values,
     }
-    save_arrays(_place(root, number), arrays)
 
 
 def save_arrays(place: Path, arrays: dict[str, Array]) -> None:

@@ -48,6 +48,15 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors: ...
 
 
+def groups(texts: Sequence[str], batch: int, *, by_length: bool) -> list[list[int]]:
+    """The places of the texts that share a forward, in the order in which they are read: by length, or as they come
+    without those in which there is nothing to read. Low bits of an embedding depend on it."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    if not by_length:
+        order = [i for i, text in enumerate(texts) if text.strip()]
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
 # ---- words
 
 
@@ -130,19 +139,21 @@ class Sentences:
     fingerprint: str
     name: str
     batch: int = 64
+    by_length = True  # how `groups` makes its batches
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
 
     async def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
-        return await asyncio.to_thread(self._embed, texts, progress)
+        return await asyncio.to_thread(self.embed_now, texts, progress)
 
-    def _embed(self, texts: Sequence[str], progress: Progress | None) -> Vectors:
+    def embed_now(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
+        """`embed` for whoever has no event loop."""
         import torch
 
-        if not texts:
-            return np.zeros((0, self.model.config.hidden_size), dtype=np.float32)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
-        for start in range(0, len(order), self.batch):
-            part = order[start : start + self.batch]
+        out, done = np.zeros((len(texts), self.width), dtype=np.float32), 0
+        for part in groups(texts, self.batch, by_length=True):
             read = self.tokenizer(
                 [texts[i] for i in part], padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
             ).to(self.model.device)
@@ -151,8 +162,9 @@ class Sentences:
             mask = read["attention_mask"][..., None].float()
             pooled = states[:, 0] if self.pooling == "cls" else (states * mask).sum(1) / mask.sum(1).clamp_min(1e-9)
             out[part] = pooled.cpu().numpy()
+            done += len(part)
             if progress:
-                progress(start + len(part), len(order))
+                progress(done, len(texts))
         return unit(out)
 
 
@@ -241,10 +253,15 @@ class Pooled:
     site: str = ""
     max_tokens: int = 256
     batch: int = 64
+    by_length = False
 
     @property
     def name(self) -> str:
         return f"{self.subject.name}@{self._site}"
+
+    @property
+    def width(self) -> int:
+        return int(self.subject.d_model)
 
     @property
     def fingerprint(self) -> str:
@@ -255,20 +272,21 @@ class Pooled:
         return self.site or f"resid.{self.subject.n_layers - 1}"
 
     async def embed(self, texts: Sequence[str], *, progress: Progress | None = None) -> Vectors:
-        return await asyncio.to_thread(self._embed, texts, progress)
+        return await asyncio.to_thread(self.embed_now, texts, progress)
 
-    def _embed(self, texts: Sequence[str], progress: Progress | None) -> Vectors:
-        out = np.zeros((len(texts), self.subject.d_model), dtype=np.float32)
-        read = [i for i, text in enumerate(texts) if text.strip()]
-        for start in range(0, len(read), self.batch):
-            part = read[start : start + self.batch]
+    def embed_now(self, texts: Sequence[str], progress: Progress | None = None) -> Vectors:
+        """`embed` for whoever has no event loop."""
+        out, done = np.zeros((len(texts), self.width), dtype=np.float32), 0
+        parts = groups(texts, self.batch, by_length=False)
+        for part in parts:
             found = self.subject.text_activations(
                 [texts[i] for i in part], [self._site], max_tokens=self.max_tokens
             )[self._site]
             for i, states in zip(part, found, strict=True):
                 out[i] = states.float().mean(0).cpu().numpy()
+            done += len(part)
             if progress:
-                progress(start + len(part), len(read))
+                progress(done, sum(map(len, parts)))
         return unit(out)
 
 

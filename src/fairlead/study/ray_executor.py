@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from fairlead.core.crew import Cluster, Crew
+from fairlead.core.crew import Cluster, Crew, refuse_given_up
 from fairlead.core.errors import RecordError, WorkerError
 from fairlead.core.keys import derive_seed, source_hash
 from fairlead.core.plan import Plan
@@ -117,8 +117,13 @@ class _Job:
     ended: Callable[[], None]
 
     @property
-    def name(self) -> str:
+    def key(self) -> str:
         return self.entry.trial.key
+
+    @property
+    def name(self) -> str:
+        trial = self.entry.trial
+        return f"arm {trial.arm!r} on {trial.model}, {trial.decoding}, seed {trial.seed}"
 
     @property
     def likes(self) -> str:
@@ -200,14 +205,7 @@ class OnRay:
         given_up = self._crew.work(jobs)
         for given in given_up:
             given.job.entry.say("given_up", message=given.why)
-        if given_up:
-            first = given_up[0]
-            trial = first.job.entry.trial
-            raise WorkerError(
-                f"{len(given_up)} of {len(study.trials)} trials were given up; all others are done",
-                got=f"arm {trial.arm!r} on {trial.model}, {trial.decoding}: {first.why}",
-                do="look at the workers' memory and Ray's logs; the same command goes on from here",
-            )
+        refuse_given_up(given_up, f"of {len(study.trials)} trials")
 
     def close(self) -> None:
         self._stack.close()
