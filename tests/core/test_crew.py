@@ -146,6 +146,13 @@ def test_nobody_comes(on):
     assert ray.killed == ray.hired == crew.DEATHS
 
 
+def test_one_worker_goes_on_where_no_other_comes_up(on):
+    kept: dict[tuple[str, int], int] = {}
+    ray = on(FakeRay(lambda n, step: RayActorError("no memory") if step == "hello" and n > 1 else None))
+    assert work(*(Numbers(str(i), (i, i + 1), kept) for i in range(20, 26))) == []
+    assert len(kept) == 12 and ray.hired == 1 + crew.DEATHS and ray.killed == ray.hired
+
+
 @pytest.mark.parametrize(
     ("has", "asked", "seats"),
     [
@@ -166,9 +173,10 @@ def test_how_many_are_hired(on, has, asked, seats):
 
 
 def test_a_gpu_that_is_not_there(on):
-    on(FakeRay())
+    ray = on(FakeRay())
     with pytest.raises(WorkerError, match="no GPU"):
         work(gpu=True)
+    assert ray.left == 1
 
 
 def test_without_ray_the_message_names_the_extra(monkeypatch):

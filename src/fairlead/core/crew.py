@@ -134,7 +134,11 @@ class Crew:
 
     def __enter__(self) -> Crew:
         self._ray, self._left = join(self.cluster)
-        self._size = _size(self._ray, self.cluster)
+        try:
+            self._size = _size(self._ray, self.cluster)
+        except BaseException:
+            self._left()
+            raise
         needs = {"num_cpus": self.cluster.cpus, "num_gpus": int(self.cluster.gpu)}
         self._actor = self._ray.remote(**needs, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(_Hand)
         return self
@@ -233,12 +237,14 @@ class Crew:
         why = _first_line(error)
         if not was_up:
             self._stillborn += 1
-            if self._stillborn >= DEATHS:
-                raise WorkerError(
-                    f"{DEATHS} workers died while they were loading",
-                    got=why,
-                    do="look at the machines' memory, and at Ray's logs (by default in /tmp/ray/session_latest/logs)",
-                )
+        if self._stillborn >= DEATHS and any(other.up for other in self._seats):
+            self._size, self._stillborn = len(self._seats), 0  # the others go on without it
+        elif self._stillborn >= DEATHS:
+            raise WorkerError(
+                f"{DEATHS} workers died while they were loading",
+                got=why,
+                do="look at the machines' memory, and at Ray's logs (by default in /tmp/ray/session_latest/logs)",
+            )
         if job is not None:
             tried = self._tried[job.key] = self._tried.get(job.key, 0) + 1
             if tried < DEATHS:
