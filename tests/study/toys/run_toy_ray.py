@@ -11,19 +11,23 @@ from fairlead.study import run_study
 from fairlead.study.ray_executor import OnRay
 
 
-def told(replace):
-    """Says on stderr when a worker is gone."""
+class Watched(Crew):
+    """Begins when both workers are up, and says on stderr when one is lost."""
 
-    def replaced(self, seat, *rest):
+    def work(self, jobs):
+        self._hire(2)
+        while not all(seat.up for seat in self._seats):
+            self._hear([], [])
+        return super().work(jobs)
+
+    def _replace(self, seat, *rest):
         print("lost a worker" + (" at work" if seat.job is not None else ""), file=sys.stderr, flush=True)  # noqa: T201
-        replace(self, seat, *rest)
-
-    return replaced
+        super()._replace(seat, *rest)
 
 
 if __name__ == "__main__":
     world.extend()
-    Crew._replace = told(Crew._replace)
+    sys.modules["fairlead.study.ray_executor"].Crew = Watched
     delay = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     run_study(
         parse_plan(world.PLAN),
