@@ -122,12 +122,12 @@ def prepare(
         progress("reading", 0, 1)
     task = HypothesesTask(_task_options(settings))
     arms = _arms(settings)
-    fitted_on = train_texts(task) if settings.embedder == "tfidf" else ()
-    embedding = open_embedder(settings.embedder, fitted_on, where=where, threads=threads)
-    embedding.annotator = None if settings.ask is None else annotator(settings.ask, embedding.meter)
     text = _plan_text(settings, task, arms)
     plan = parse_plan(text)
     check_plan(plan)
+    fitted_on = train_texts(task) if settings.embedder == "tfidf" else ()
+    embedding = open_embedder(settings.embedder, fitted_on, where=where, threads=threads)
+    embedding.annotator = None if settings.ask is None else annotator(settings.ask, embedding.meter)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", settings.file.stem)[:40] or "texts"
     if progress:
         progress("reading", 1, 1)
