@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from tests.app.conftest import FEATURES, SITE, WIDTH
 from tests.report.synthetic_run import HOSTILE, write_run
 from tests.serve.ladder import LEGAL, Ladder
 
+from fairlead.core.keys import canonical
 from fairlead.dictionaries import random as random_dictionary
+from fairlead.features.detection import Detection
+from fairlead.features.harvest import harvest, texts_of
+from fairlead.features.labels import Label
+from fairlead.serve.features_api import Shelf
 from fairlead.serve.live.episode import Bench, Session
 from fairlead.serve.live.server import beside, token
 from fairlead.serve.live.tail import Tail
@@ -67,14 +73,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def live(made: Path, subject: Any) -> Live:
+def live(made: Path, subject: Any, tmp_path_factory: pytest.TempPathFactory) -> Live:
     rows = torch.randn(400, WIDTH, generator=torch.Generator().manual_seed(1))
     dictionary = random_dictionary.fit(rows, FEATURES, site=SITE)
+    store = tmp_path_factory.mktemp("store") / "s"
+    texts = [f"buy a {HOSTILE[i % len(HOSTILE)]} lamp {i}" for i in range(12)]
+    harvest(subject, dictionary, texts_of(subject, texts), store)
+    held = Detection(0.9, 0.8, 0.95, 0.85, 12, 12)
+    said = [Label(i, f"fires on {lure}", "peaks", (), held, {}) for i, lure in enumerate(HOSTILE)]
+    lines = [canonical({}), *(canonical(asdict(one)) for one in said)]
+    (store / "labels.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     task, pages = Ladder(), Live(token()).pages
     items = {i.id: i for i in task.items("validation")}
     bench = Bench(task, items, subject, [dictionary], label=lambda i: f"{i} {HOSTILE[1]}", model="pocket/tiny",
                   dictionary="random")  # fmt: skip
-    return Live(token(), Tail(made), Session(lambda: bench, pages, item=ITEM), pages)
+    session = Session(lambda: bench, pages, item=ITEM)
+
+    async def parts() -> tuple[Any, Any]:
+        return (await session.opened()).subject, dictionary
+
+    shelf = Shelf.of(store, parts=parts, now=lambda: (subject, dictionary) if session.bench else None)
+    return Live(token(), Tail(made), session, pages, shelf)
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +330,35 @@ def test_hostile_text_stays_text(visit: Callable[..., Tab]) -> None:
     assert tab.wrong == []
 
 
+def test_a_feature_is_found_and_tried(visit: Callable[..., Tab]) -> None:
+    tab = visit()
+    tab.at("features")
+    expect(tab.page.locator("#card article")).to_be_visible()
+    tab.page.fill("#search", "onerror")
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator("#search-said")).to_contain_text("for “onerror”")
+    expect(tab.page.locator("#found tbody tr").first).to_contain_text(HOSTILE[1])
+    expect(tab.page.locator("#card .label")).to_have_text(f"fires on {HOSTILE[1]}")
+    expect(tab.page.locator("#card")).to_contain_text("AUROC 0.90 [0.80, 0.95], 12 + 12 windows")
+    assert tab.page.locator("#card mark.peak").count() >= 1, "the token that it fires on most is marked"
+    tab.page.locator("#card .near a").first.click()
+    tab.page.wait_for_function("document.getElementById('card').dataset.latent !== '1'")
+    tab.page.fill("#search", "3")
+    tab.page.keyboard.press("Enter")
+    expect(tab.page.locator("#card h2")).to_have_text("latent 3")
+    tab.page.click("#try-compare")
+    expect(tab.page.locator("#try-result .p")).to_have_count(2)
+    tab.page.click("#try-dose")
+    expect(tab.page.locator("#try-result svg path")).to_have_count(2)
+    assert tab.page.locator("#try-result svg circle").count() == 18, "nine doses of two answers"
+    tab.page.locator(".try input").fill("3 =- 1")
+    tab.page.click("#try-compare")
+    expect(tab.page.locator("#try-error")).to_contain_text("^")
+    tab.page.get_by_text("watch it in the episode").click()
+    expect(tab.page.locator("#view-episode")).to_be_visible()
+    assert tab.wrong == ["Failed to load resource: the server responded with a status of 400 (Bad Request)"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_narrow_dark_and_faint(visit: Callable[..., Tab], scheme: str) -> None:
     tab = visit(color_scheme=scheme, viewport={"width": 360, "height": 740})
@@ -323,9 +371,10 @@ def test_narrow_dark_and_faint(visit: Callable[..., Tab], scheme: str) -> None:
     tab.page.click("#step")
     tab.page.wait_for_selector("#timeline td")
     assert tab.page.evaluate(FAINT) == [] and tab.wide() <= 360
-    tab.at("replay")
-    tab.page.wait_for_selector("#replay-view[data-ready]")
-    assert tab.page.evaluate(FAINT) == [] and tab.wide() <= 360
+    for view, there in (("replay", "#replay-view[data-ready]"), ("features", "#card article")):
+        tab.at(view)
+        tab.page.wait_for_selector(there)
+        assert tab.page.evaluate(FAINT) == [] and tab.wide() <= 360, view
 
 
 def test_who_wants_less_motion_gets_none(visit: Callable[..., Tab]) -> None:

@@ -11,8 +11,11 @@ export function begin(given, context) {
   pick('load').addEventListener('click', async () => {
     say(pick('search-said'), 'loading the model …');
     await guarded(() => post('/api/episode/load'));
-    about = await get('/api/about');
-    chosen = null; rows = [];
+    await guarded(async () => { about = await get('/api/about'); });
+    if (!about.features.dictionary) rows = [];  // what the dictionary's rows say is all there is to list
+    const again = chosen;
+    chosen = null;
+    if (again !== null) location.hash = `#features?latent=${again}`;
     await open();
   });
 }
@@ -56,7 +59,7 @@ function drawRows(how) {
   swap(pick('found'), JSON.stringify(rows), box => {
     if (!rows.length) { add(box, 'p', 'Nothing of that name. Labels are searched by their words, contexts by whole tokens, latents by number.', 'note'); return; }
     const table = add(box, 'table', '', 'rows'), head = add(add(table, 'thead'), 'tr'), body = add(table, 'tbody');
-    for (const name of ['latent', 'fires on', 'AUROC', 'fires', 'largest']) add(head, 'th', name).scope = 'col';
+    for (const name of ['latent', 'fires on', 'AUROC', 'fires', 'largest']) add(head, 'th', name, name === 'fires on' ? 'said' : '').scope = 'col';
     for (const row of rows) {
       const line = add(body, 'tr');
       line.dataset.latent = row.latent;
