@@ -15,6 +15,7 @@ import pytest
 from tests.report.synthetic_run import write_run
 from tests.serve.ladder import Ladder
 
+from fairlead.core import plugins
 from fairlead.core.errors import EditError, FairleadError, RecordError, UnknownName
 from fairlead.core.fake import FakeSubject
 from fairlead.core.records import Run
@@ -107,10 +108,12 @@ def session(**change: Any) -> Session:
 
 
 async def until(live: Session, phase: str) -> None:
-    for _ in range(2000):
-        if live.phase == phase:
-            return
-        await asyncio.sleep(0.001)
+    for _ in range(20_000):
+        if live.phase in (phase, "error"):
+            break
+        await asyncio.sleep(0.005)
+    if live.phase == phase:
+        return
     raise AssertionError(f"{live.phase}: {live.problem}")
 
 
@@ -170,6 +173,23 @@ async def test_a_task_that_fails_says_so_and_the_next_start_works() -> None:
     await live.start()
     await until(live, "waiting")
     await live.close()
+
+
+@pytest.mark.browser
+async def test_in_a_browser_the_picture_of_the_page_comes_along() -> None:
+    task = plugins.get("tasks", "shop")({"n": 1, "categories": ["promo"], "front": "chromium", "contexts": 1})
+    items = {item.id: item for item in task.items("validation")}
+    live = session(task=task, items=items)
+    try:
+        await live.start()
+        await until(live, "waiting")
+        point = live.state()["point"]
+        kind, data = live._pages.get(point["picture"]) or ("", b"")
+        assert kind == "image/png" and data.startswith(b"\x89PNG")
+        assert point["goal"] and point["url"] == "/" and point["steered"]["right"]
+    finally:
+        await live.close()
+        await task.aclose()
 
 
 # ---- who may do what

@@ -35,11 +35,12 @@ async def compare(bench: Bench, line: str, messages: Messages, actions: Sequence
 
 
 async def dose(
-    bench: Bench, latent: int, messages: Messages, actions: Sequence[str], *, site: str | None = None, step: int = 0
-) -> dict[str, Any]:
+    bench: Bench, latent: int, messages: Messages, actions: Sequence[str], *, step: int = 0,
+    page: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The shares of the actions while one latent is added at each dose, at every token; all doses in one batch. Without
-    actions, what is said at each dose."""
-    dictionary = next((d for d in bench.dictionaries if site in (None, d.site)), None)
+    actions, what is said at each dose. `page`, where there is one, says which actions are right and a trap."""
+    dictionary = next(iter(bench.dictionaries), None)
     if dictionary is None or not 0 <= latent < dictionary.n_features:
         raise FairleadError(f"no latent {latent} here", expected="a latent of the dictionary that is open")
     doses = DOSES if actions else TEXT_DOSES
@@ -51,7 +52,8 @@ async def dose(
     shares = await asyncio.to_thread(_shares, bench, sets, messages, tuple(actions), step)
     best = [max(row[i] for row in shares) for i in range(len(actions))]
     order = sorted(range(len(actions)), key=lambda i: -best[i])[:LINES]
-    lines = [{"name": actions[i], "values": [row[i] for row in shares]} for i in order]
+    kinds = {} if page is None else {a: kind for kind in ("right", "trap") for a in page.get(kind, ())}
+    lines = [{"name": actions[i], "kind": kinds.get(actions[i]), "values": [r[i] for r in shares]} for i in order]
     return {**found, "texts": [], "lines": lines, "others": max(0, len(actions) - LINES)}
 
 

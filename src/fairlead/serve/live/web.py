@@ -257,7 +257,8 @@ def _features(live: Live, shelf: Shelf) -> list[Route]:
                 case "compare", {"line": str(line)}:
                     return answer(await trying.compare(bench, line, messages, actions))
                 case "dose", {"latent": int(latent)}:
-                    return answer(await trying.dose(bench, latent, messages, actions, step=step))
+                    page = live.session.point.page if value.get("here") and live.session.point else None
+                    return answer(await trying.dose(bench, latent, messages, actions, step=step, page=page))
                 case _:
                     raise FairleadError("not something that can be tried", expected="compare with a line, or dose")
         except FairleadError as error:

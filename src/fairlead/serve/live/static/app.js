@@ -52,7 +52,7 @@ async function begin() {
   say(pick('run-name'), about.run || '');
   for (const name of Object.keys(VIEWS)) pick(`to-${name}`).hidden = !there(name);
   const may = about.control;
-  pick('control').hidden = !about.episode && !about.features;
+  pick('control').hidden = !about.episode;
   say(pick('control'), may ? '● in control' : '○ read only');
   pick('control').title = may ? 'this tab holds the token' : token() ? 'this token is not the one that was printed' : 'open the address that was printed, with its token, to step and to edit';
   for (const view of Object.values(VIEWS)) view.begin?.(about, { may, tick, trouble });

@@ -11,7 +11,6 @@ export function begin(given, context) {
   pick('load').addEventListener('click', async () => {
     say(pick('search-said'), 'loading the model …');
     await guarded(() => post('/api/episode/load'));
-    await guarded(async () => { about = await get('/api/about'); });
     if (!about.features.dictionary) rows = [];  // what the dictionary's rows say is all there is to list
     const again = chosen;
     chosen = null;
@@ -21,6 +20,7 @@ export function begin(given, context) {
 }
 
 export async function open() {
+  await guarded(async () => { about = await get('/api/about'); });
   const shelf = about.features, words = new URLSearchParams(location.hash.split('?')[1] || '');
   pick('load').hidden = !may || !shelf.model || shelf.open;
   say(pick('shelf-note'), describe(shelf));
@@ -70,7 +70,7 @@ function drawRows(how) {
       link.dataset.name = `row-${row.latent}`;
       const label = add(line, 'td', '', 'said');
       if (row.label) add(label, 'span', row.label, row.holds === false ? 'none' : '');
-      if (row.holds === false) add(label, 'small', 'does not hold');
+      if (row.holds === false) add(label, 'small', row.label ? 'does not hold' : 'too few windows for a label');
       if (row.found === 'token') add(label, 'small', 'peaks on it');
       add(line, 'td', row.auroc === null || row.auroc === undefined ? '—' : row.auroc.toFixed(2));
       add(line, 'td', density(row.density));
@@ -215,7 +215,7 @@ function drawCompare(box, found) {
 
 function drawDose(box, found) {
   if (found.lines.length) {
-    curves(box, found.doses, found.lines);
+    curves(box, found.doses, found.lines.map(line => ({ ...line, name: `${line.kind ? `${line.kind} ` : ''}${line.name}` })));
     add(box, 'p', `Share of each answer while latent ${found.latent} is added at every token, ${found.unit}.${found.others ? ` ${found.others} more answers are left out.` : ''}`, 'foot');
     return;
   }
