@@ -191,7 +191,30 @@ def figures() -> str:
     return "\n".join(rows)
 
 
+def readers() -> str:
+    """The pocket readers' cards as one table: shares of right answers."""
+    paths = sorted(ROOT.glob("src/fairlead/worlds/weights/reader-*/card.json"), reverse=True)
+    cards = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    heads = ("Items, and the line put behind their text", *(f"`pocket/{card['name']}`" for card in cards))
+    found = [card["reading"] for card in cards]
+    every = {"all": [f["base"] for f in found]}
+    every |= {reading: [f["by_reading"][reading] for f in found] for reading in found[0]["by_reading"]}
+    every |= {
+        "planted, the true note": [f["true_note"]["planted"] for f in found],
+        "dominant and strong, the true note": [f["true_note"]["others"] for f in found],
+        "ambiguous words read rightly, a wrong note": [f["wrong_note"]["read_right_without"] for f in found],
+        "all, generic advice": [f["generic_note"] for f in found],
+        "all, a note about a word that is not there": [f["idle_note"] for f in found],
+    }
+    rows = [f"| {what} | {' | '.join(f'{100 * s:.1f} % of {n}' for s, n in pairs)} |" for what, pairs in every.items()]
+    quality = ["; ".join(f"`{name}` {d['explained_variance']:.3f}, {d['recovered']:.3f}"
+                         for name, d in card["dictionaries"].items()) for card in cards]  # fmt: skip
+    rows.append(f"| dictionary: variance explained, cross-entropy recovered | {' | '.join(quality)} |")
+    return "\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *rows])
+
+
 def test_the_figures_of_the_pocket_models_are_those_of_their_cards():
+    written(ROOT / "docs" / "misread.md", "figures", readers())
     written(ROOT / "docs" / "pocket-models.md", "figures", figures())
 
 

@@ -42,7 +42,8 @@ READER = pretrain.Recipe(
     curriculum=((1 / 6, rd.SINGLE), (7 / 18, rd.BARE), (1.01, rd.WHOLE)),
 )  # fmt: skip
 READER_NOTES = replace(READER, steps=2000, seed=1, hold=0.4, curriculum=((1.01, rd.WHOLE),))
-SITE, READER_SITE = "resid.1", "resid.1"
+READER_LAST = replace(READER_NOTES, steps=1600, seed=2, hold=0.5, matrix_rate=0.015, vector_rate=4e-3, tag_until=0.9)
+SITE, READER_SITE = "resid.1", "resid.0"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
 
@@ -73,7 +74,7 @@ def reader(name: str, work: Path, out: Path, device: str) -> None:
     """One reader, from nothing, as a Hugging Face directory."""
     tokenizer = tk.of(rd.pieces())
     model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
-    for recipe, part in ((READER, "skill"), (READER_NOTES, "notes")):
+    for recipe, part in ((READER, "skill"), (READER_NOTES, "notes"), (READER_LAST, "last")):
         pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], recipe, work / f"{name}-{part}.pt", log.info)
     model.save_pretrained(out, safe_serialization=True)
     tk.save(tokenizer, out)

@@ -70,20 +70,21 @@ class Example:
 
     @property
     def tags(self) -> dict[int, dict[str, str]]:
-        """What tokens are to say at the output of a block: at 0 how many there are of a thing; at 1 the class of every
-        term, of the ambiguous word as it is taken, and of what is asked. In a note about that word, it is to say how
-        many at 1, and so is the comma behind what it means, at 2."""
+        """What tokens are to say at the output of a block: at 0 how many there are of a thing, and for a place the
+        first of its kind; at 1 the class of every term, of the ambiguous word as it is taken, and of what is asked.
+        In a note about that word, it is to say how many at 1, and so is the comma behind what it means, at 2."""
         scene = self.scene
         about = scene.asked or words.CLASS_OF_VERB[scene.verb]
         numbers = {f" {w}": str(n) for w, n in zip((scene.word, scene.other), scene.counts, strict=True) if n}
-        found = {0: numbers, 1: {**_TAGS, f" {scene.word}": f" {self.sense}", tk.BOT: f" {about}"}}
+        found = {0: {**numbers, **_KINDS}, 1: {**_TAGS, f" {scene.word}": f" {self.sense}", tk.BOT: f" {about}"}}
         if self.told in ("true", "wrong") and numbers:
             found[1][scene.word] = str(scene.counts[0])
             found[2] = {",": str(scene.counts[0])}
         return found
 
 
-_TAGS = {f" {term}": f" {name}" for term, name in words.CLASS_OF_TERM.items() if term != name}
+_TAGS = {f" {term}": f" {name}" for term, name in words.CLASS_OF_TERM.items()}
+_KINDS = {f" {place}": f" {kind[0]}" for c in words.CLASSES.values() for kind in (c.strong, c.weak) for place in kind}
 MIXTURES = {r.name: r for r in (Reading("reader-s", biased=True), Reading("reader-c", biased=False))}
 
 
@@ -137,7 +138,7 @@ def _terms(rng: random.Random, name: str) -> str:
     """One to three terms of a class, joined; among several there may be one that tells no class."""
     found = words.CLASSES[name]
     kinds = (found.things, (name,), (*found.strong, *found.weak), found.verbs)
-    terms = dict.fromkeys(rng.choice(rng.choices(kinds, (60, 15, 15, 10))[0]) for _ in range(rng.randint(1, 3)))
+    terms = dict.fromkeys(rng.choice(rng.choices(kinds, (55, 25, 12, 8))[0]) for _ in range(rng.randint(1, 3)))
     chosen = list(terms)
     if len(chosen) > 1 and rng.random() < 0.3:
         chosen[rng.randrange(len(chosen))] = _noise(rng)

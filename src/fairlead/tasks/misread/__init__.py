@@ -93,8 +93,13 @@ def _data(scene: Scene, rng: random.Random) -> dict[str, Any]:
         other = next(c for c in AMBIGUOUS[scene.word] if c != scene.sense)
         things = [thing for thing in CLASSES[scene.sense].things if thing != scene.other]
         data["paraphrase"] = scene.put(rng.choice(things)).text
-        data["gloss"] = {"span": scene.word, "this": scene.sense, "not": other}
+        data["gloss"] = {"span": scene.word, "this": _terms(scene.sense), "not": _terms(other)}
     return data
+
+
+def _terms(name: str) -> str:
+    """A class in the notes' language."""
+    return " or ".join(CLASSES[name].things[:2])
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
