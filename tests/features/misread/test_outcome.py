@@ -75,3 +75,10 @@ def test_blocks_of_latents_are_one_computation(monkeypatch):
     values, wrong = rare(rng, 120, 50), rng.random(120) < 0.5
     monkeypatch.setattr("fairlead.features.misread.outcome.BLOCK", 300)
     assert np.allclose(whole.p, outcome(values, wrong, clusters, rng.random((120, 2))).p)
+
+
+def test_a_latent_that_fires_alike_everywhere_says_nothing():
+    values = sparse.csr_matrix(np.full((50, 2), 3.7))
+    rng = np.random.default_rng(0)
+    found = outcome(values, rng.random(50) < 0.5, [str(i) for i in range(50)], rng.random((50, 1)))
+    assert found.p.tolist() == [1.0, 1.0] and found.auroc.tolist() == [0.5, 0.5]

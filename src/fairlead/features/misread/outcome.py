@@ -56,7 +56,8 @@ def outcome(values: Any, wrong: Sequence[bool], clusters: Sequence[str], covaria
     adjusted = 0.5 + total / (n * known) if known > 1e-9 * n else np.full(m, 0.5)
     names, where = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     variance, seen = _variance(ranks, left, design, where, len(names))
-    ok = (seen >= 2) & (variance > 0)
+    size = np.asarray(ranks.multiply(ranks).sum(0)).ravel() * known / n  # of a variance, were the ranks about 0
+    ok = (seen >= 2) & (variance > 1e-9 * size)  # a latent that fires alike in all items tells nothing
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(ok, total / np.sqrt(np.where(ok, variance, 1.0)), 0.0)
     p = np.where(ok, 2 * stats.t.sf(np.abs(t), np.maximum(seen - 1, 1)), 1.0)

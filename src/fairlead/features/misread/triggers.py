@@ -71,15 +71,17 @@ class Caught:
 class Search:
     """How triggers are looked for. `precision` is the least share of wrong items among those that fire, `support` the
     least number of wrong items that one adds, in `clusters` clusters; `q` is the false discovery rate of the outcome
-    contrast, which a trigger's latent must pass (of a pair, one of them); `levels` are shares of a latent's largest
-    activation; `pool` bounds the latents that pairs are made of, `most` the triggers."""
+    contrast, which a latent must pass to be a trigger by itself. A pair need not: what two latents say together neither
+    may say alone, and there are too many pairs to correct for. It has to show its cause, and to hold on items that
+    nobody searched. `levels` are shares of a latent's largest activation; `pool` bounds the latents that pairs are made
+    of, `most` the triggers."""
 
     precision: float = 0.9
-    support: int = 4
+    support: int = 6
     clusters: int = 2
     q: float = 0.1
     levels: tuple[float, ...] = (0.0, 0.25, 0.5)
-    pool: int = 400
+    pool: int = 600
     most: int = 48
     pairs: bool = True
     pair_gain: float = 1.15  # a pair is taken over a single latent where it catches this much more
@@ -99,12 +101,12 @@ def search(
         return []
     bad, good = columns[y].astype(np.float32), columns[~y].astype(np.float32)
     fp = good.T @ good
-    allowed = passed[:, None] | passed[None, :]
     owner = np.array([c.latent for c in conditions])
     single = np.eye(len(conditions), dtype=bool)
-    allowed &= single | ((owner[:, None] != owner[None, :]) & settings.pairs)
+    allowed = (single & passed[:, None]) | ((owner[:, None] != owner[None, :]) & settings.pairs)
     whole = bad.T @ bad  # among all wrong items, for the precision
     precise = allowed & (whole >= settings.precision * (whole + fp)) & (whole >= settings.support)
+    precise &= _clusters(bad, names[y]) >= settings.clusters
     open_ = np.ones(len(bad), dtype=bool)
     found: list[Caught] = []
     while len(found) < settings.most and open_.any():
@@ -125,6 +127,14 @@ def search(
     return found
 
 
+def _clusters(columns: Any, names: Any) -> Any:
+    """[k, k]: in how many clusters both conditions hold of some item each, which bounds those of the pair."""
+    found, where = np.unique(names, return_inverse=True)
+    held = np.zeros((len(found), columns.shape[1]), dtype=np.float32)
+    np.maximum.at(held, where, columns)
+    return held.T @ held
+
+
 def _columns(
     peaks: Peaks, wrong: Mask, contrast: Outcome, settings: Search
 ) -> tuple[Mask, list[Condition], npt.NDArray[np.bool_]]:
@@ -136,8 +146,6 @@ def _columns(
     usual = [int(i) for i in np.argsort(-share, kind="stable") if least <= share[i]]
     rare_first = sorted(usual, key=lambda i: float(contrast.fires[i]))  # words before what is in every text
     more = [i for i in rare_first if i not in set(passed.tolist())][: settings.pool - len(passed)]
-    if not len(passed):
-        return np.zeros((len(peaks), 0), dtype=bool), [], np.zeros(0, dtype=bool)
     found, conditions, ok = [], [], []
     for latent in [*passed.tolist(), *(more if settings.pairs else [])]:
         column = peaks.column(latent)
@@ -149,4 +157,5 @@ def _columns(
                 found.append(mask)
                 conditions.append(Condition(int(latent), float(level * column.max())))
                 ok.append(bool(up[latent]))
-    return np.stack(found, axis=1), conditions, np.asarray(ok)
+    held = np.stack(found, axis=1) if found else np.zeros((len(peaks), 0), dtype=bool)
+    return held, conditions, np.asarray(ok, dtype=bool)
