@@ -34,16 +34,24 @@ ANSWER_ROOM = 32  # tokens of the context that are kept for the answer
 
 @dataclass(frozen=True)
 class Entry:
-    """One misreading: when it is annotated, what the note says, and what is patched in instead in the style "edit"."""
+    """One misreading: when it is annotated (`word` in lower case, or "" for any), what the note says, and what is
+    patched in instead in the style "edit"."""
 
     trigger: Trigger
     gloss: Gloss
     edits: tuple[Edit, ...] = ()
+    word: str = ""
 
     @property
     def by(self) -> str:
         first, second = self.trigger.at, self.trigger.beside
-        return f"latent {first.latent}" + ("" if second is None else f" beside {second.latent}")
+        on = f" on {self.word}" if self.word else ""
+        return f"latent {first.latent}" + ("" if second is None else f" beside {second.latent}") + on
+
+
+    def is_at(self, word: Mapping[int, Word]) -> bool:
+        """Whether the trigger's first latent sits on the entry's word."""
+        return not self.word or word[self.trigger.at.latent].text.lower() == self.word
 
 
 @dataclass(frozen=True)
@@ -94,19 +102,23 @@ class Noted:
             values, places = (t.cpu().numpy() for t in z.max(0))
             peak = dict(zip(latents, values.tolist(), strict=True))
             at = dict(zip(latents, words.tokens[places].tolist(), strict=True))
-            entry = self._fires(peak) if open_ is None else self._strongest(peak) if bool(open_[i]) else None
-            found.append(None if entry is None else Hit(entry, words.at(at[entry.trigger.at.latent])))
+            word = {j: words.at(token) for j, token in at.items()}
+            if open_ is None:
+                entry = self._fires(peak, word)
+            else:
+                entry = self._strongest(peak, word) if bool(open_[i]) else None
+            found.append(None if entry is None else Hit(entry, word[entry.trigger.at.latent]))
         return found
 
-    def _fires(self, peak: Mapping[int, float]) -> Entry | None:
+    def _fires(self, peak: Mapping[int, float], word: Mapping[int, Word]) -> Entry | None:
         for entry in self.entries:
             conditions = [entry.trigger.at, *([entry.trigger.beside] if entry.trigger.beside else [])]
-            if all(peak[c.latent] > c.above for c in conditions):
+            if all(peak[c.latent] > c.above for c in conditions) and entry.is_at(word):
                 return entry
         return None
 
-    def _strongest(self, peak: Mapping[int, float]) -> Entry | None:
-        fires = [e for e in self.entries if peak[e.trigger.at.latent] > e.trigger.at.above]
+    def _strongest(self, peak: Mapping[int, float], word: Mapping[int, Word]) -> Entry | None:
+        fires = [e for e in self.entries if peak[e.trigger.at.latent] > e.trigger.at.above and e.is_at(word)]
         return max(fires, key=lambda e: peak[e.trigger.at.latent] / (1e-9 + e.trigger.at.above), default=None)
 
     def describe(self) -> dict[str, Any]:
@@ -220,11 +232,12 @@ def _joined(
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
-    return {**asdict(entry.trigger), "gloss": asdict(entry.gloss), "edits": steering.to_json(entry.edits)}
+    return {**asdict(entry.trigger), "gloss": asdict(entry.gloss), "edits": steering.to_json(entry.edits),
+            "word": entry.word}  # fmt: skip
 
 
 def _entry(data: Mapping[str, Any]) -> Entry:
     beside = data["beside"]
     trigger = Trigger(Condition(**data["at"]), None if beside is None else Condition(**beside))
-    return Entry(trigger, Gloss(**data["gloss"]), steering.from_json(data["edits"]))
+    return Entry(trigger, Gloss(**data["gloss"]), steering.from_json(data["edits"]), data["word"])
 

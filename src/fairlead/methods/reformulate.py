@@ -46,7 +46,7 @@ from fairlead.core.protocols import FitContext, Fitted
 from fairlead.core.types import Episode
 from fairlead.features import labels as labelling
 from fairlead.features.excerpt import cut
-from fairlead.features.misread.find import Findings, Misreading, find
+from fairlead.features.misread.find import Findings, find
 from fairlead.features.misread.naming import Gloss, name_latents, words_for
 from fairlead.features.misread.senses import Case, Settings
 from fairlead.features.misread.spans import swapped
@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "labels": "",
 }
 LEAST_PRECISION = 0.75  # on validation, of a trigger that is kept
+ROUNDS = 3  # of confirmation
 POOL = 48  # latents drawn by lot, of which those with a label that holds may stand for others
 PROBE = {"penalties": [0.1, 1.0, 10.0], "fprs": [0.05]}
 
@@ -112,7 +113,7 @@ class Reformulate:
         if self.variant in PIPELINES:
             dictionary = other_dictionary(self.variant, ctx, [c.messages for c in cases])
         found = await self._found(ctx, dictionary, cases, train)
-        entries = tuple(Entry(m.trigger, m.gloss, m.edits) for m in found.misreadings)
+        entries = tuple(Entry(m.trigger, m.gloss, m.edits, m.word) for m in found.misreadings)
         fitted = Noted(entries, _rows(dictionary, entries), cap=self.options["cap"])
         return await self._selected(ctx, fitted, found)
 
@@ -149,10 +150,7 @@ class Reformulate:
         checked: dict[str, dict[str, int]] = {}
         try:
             ctx.try_one()
-            if fitted.entries:
-                ctx.try_one()
-                checked = _checked(bare, await self._played(ctx, fitted), measured)
-                kept = tuple(e for e in fitted.entries if _confirmed(checked.get(e.by)))
+            kept = await self._confirmed(ctx, fitted, bare, checked)
             if kept:
                 ctx.try_one()
                 again = await self._played(ctx, replace(fitted, entries=kept))
@@ -163,9 +161,28 @@ class Reformulate:
         about = {
             **found.to_json(), "validation": checked, "kept": [e.by for e in chosen], "tried": tried,
             "validation_score": tried[-1]["score"] if chosen else tried[0]["score"],
-            "cards": [_told(m) for m in found.misreadings if any(e.by == _by(m) for e in chosen)],
         }  # fmt: skip
         return replace(fitted, entries=chosen, rows=_rows(fitted.rows, chosen), about=about)
+
+    async def _confirmed(
+        self, ctx: FitContext[Any], fitted: Noted, bare: Sequence[Episode], checked: dict[str, dict[str, int]]
+    ) -> tuple[Entry, ...]:
+        """The entries that validation confirms. Of those that want one prompt the first has it; where it is not
+        confirmed the next gets its turn in another round, which is another attempt."""
+        kept: tuple[Entry, ...] = ()
+        waiting = fitted.entries
+        for _ in range(ROUNDS):
+            if not waiting:
+                break
+            ctx.try_one()
+            entries = tuple(e for e in fitted.entries if e in kept or e in waiting)
+            seen = _checked(bare, await self._played(ctx, replace(fitted, entries=entries)), self.options["measure"])
+            checked |= seen
+            good = tuple(e for e in waiting if _is_confirmed(seen.get(e.by)))
+            failed = [e for e in waiting if e.by in seen and e not in good]
+            kept = tuple(e for e in fitted.entries if e in kept or e in good)
+            waiting = tuple(e for e in waiting if e.by not in seen) if failed else ()
+        return kept
 
     async def _played(self, ctx: FitContext[Any], fitted: Noted) -> list[Episode]:
         with fitted.open(ctx.subject) as world:
@@ -261,7 +278,7 @@ def _checked(bare: Sequence[Episode], again: Sequence[Episode], measured: str) -
     return found
 
 
-def _confirmed(row: Mapping[str, int] | None) -> bool:
+def _is_confirmed(row: Mapping[str, int] | None) -> bool:
     if row is None:
         return False
     right_often = row["wrong"] >= LEAST_PRECISION * (row["wrong"] + row["right"])
@@ -276,14 +293,6 @@ def _shuffled(entries: Sequence[Entry], seed: int) -> tuple[Entry, ...]:
     turn = random.Random(derive_seed("shuffled", seed)).randrange(1, len(glosses))
     other = {gloss: glosses[(i + turn) % len(glosses)] for i, gloss in enumerate(glosses)}
     return tuple(replace(e, gloss=Gloss(*other[e.gloss.meant, e.gloss.taken])) for e in entries)
-
-
-def _by(found: Misreading) -> str:
-    return Entry(found.trigger, found.gloss).by
-
-
-def _told(found: Misreading) -> dict[str, Any]:
-    return {"by": _by(found), **found.to_json()}
 
 
 def plugin(variant: str | None, options: Mapping[str, Any]) -> Reformulate:

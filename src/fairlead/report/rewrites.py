@@ -176,8 +176,9 @@ def _words(source: Source, model: str, records: Sequence[Record], bare: Mapping[
 def _by(misreading: Mapping[str, Any]) -> str:
     """How a note names what asked for it."""
     trigger = misreading["trigger"]
-    beside = trigger.get("beside")
-    return f"latent {trigger['at']['latent']}" + ("" if beside is None else f" beside {beside['latent']}")
+    beside, on = trigger.get("beside"), misreading.get("word")
+    return (f"latent {trigger['at']['latent']}" + ("" if beside is None else f" beside {beside['latent']}")
+            + (f" on {on}" if on else ""))  # fmt: skip
 
 
 def _auroc(label: Any) -> float | None:

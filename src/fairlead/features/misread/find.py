@@ -3,6 +3,7 @@ counted."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,17 +21,22 @@ from fairlead.features.misread.senses import Case, Senses, Settings, oriented, p
 from fairlead.features.misread.triggers import Caught, Search, Trigger, search
 from fairlead.steering import Edit
 
+USUAL = 0.2  # of all prompts: a word in more of them names nothing
+_WORD = re.compile(r"\w+")
 SLOPES = 64  # wrong items that gradients are taken at, to tell which latent of a pair says the word
 
 
 @dataclass(frozen=True)
 class Misreading:
-    """One thing that is misread: when (`trigger`, with what it caught on train), at which words it fired there, what
-    the word is taken for and what is meant (`senses`), and the note's words with the labels that they are of."""
+    """One word that is misread: when (`trigger`; `wrong` and `right` items of `clusters` clusters on which it fired at
+    that word on train), what the word is taken for and what is meant (`senses`), and the note's words with the labels
+    that they are of. `word` is in lower case; "" stands for all words that are too rare for a sense of their own."""
 
     trigger: Trigger
-    caught: Caught
-    words: Mapping[str, int]
+    word: str
+    wrong: int
+    right: int
+    clusters: int
     senses: Senses
     gloss: Gloss
     edits: tuple[Edit, ...]
@@ -38,15 +44,15 @@ class Misreading:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "trigger": asdict(self.trigger), "wrong": self.caught.wrong, "right": self.caught.right,
-            "clusters": self.caught.clusters, "words": dict(self.words), "senses": asdict(self.senses),
+            "trigger": asdict(self.trigger), "word": self.word, "wrong": self.wrong, "right": self.right,
+            "clusters": self.clusters, "senses": asdict(self.senses),
             "gloss": asdict(self.gloss), "labels": {k: dict(v) for k, v in self.labels.items()},
         }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Findings:
-    """`misreadings`, most wrong items first; `dropped` triggers by reason; `coverage` of the latents that had to be
+    """`misreadings`, as they were found; `dropped` triggers by reason; `coverage` of the latents that had to be
     named; how many items were wrong and right; and how many latents fired, and passed the contrast."""
 
     misreadings: tuple[Misreading, ...]
@@ -88,22 +94,27 @@ async def find(
     length = [len(subject.tokens(case.messages).ids) for case in cases]
     contrast = outcome(peaks.values, wrong, clusters, _covariates(length, difficulty))
     caught = search(peaks, wrong, clusters, contrast, triggers)
-    found = _with_senses(subject, dictionary, caught, peaks, cases, wrong, patching or Settings())
-    dropped = Counter({"patching the sense does not help": len(caught) - len(found)})
-    avoid = _avoided(cases, [word for _, _, words, _ in found for word in words])
-    wanted = [s.latent for _, _, _, sense in found for s in (*sense.meant, *sense.taken)]
+    places = [p for one in caught for p in _at_words(subject, dictionary, one, peaks, cases, wrong, triggers)]
+    tried = [(p, _sense(subject, dictionary, p, peaks, cases, patching)) for p in places]
+    found = [(p, sense) for p, sense in tried if sense is not None]
+    dropped = Counter({"patching the sense does not help": len(places) - len(found)})
+    avoid = _avoided(cases, [p.word for p in places])
+    wanted = [s.latent for _, sense in found for s in (*sense.meant, *sense.taken)]
     labels = dict(known or {})
     if missing := [i for i in dict.fromkeys(wanted) if i not in labels]:
         texts = [m for case in cases for m in (case.messages, case.other) if m is not None]
         labels |= await name_latents(subject, dictionary, texts, missing, avoid=avoid, more=more, seed=seed)
     misreadings = []
-    for one, trigger, words, sense in found:
+    for place, sense in found:
         gloss, told = _gloss(sense, labels, avoid, label)
         if gloss is None:
             dropped["no label holds for the sense"] += 1
             continue
-        edits = _edits(trigger, sense)
-        misreadings.append(Misreading(trigger, one, words, sense, gloss, edits, told))
+        held = len({clusters[i] for i in place.wrong})
+        misreadings.append(
+            Misreading(place.trigger, place.word, len(place.wrong), len(place.right), held, sense, gloss,
+                       _edits(place.trigger, sense), told)
+        )  # fmt: skip
     return Findings(
         tuple(misreadings), {k: n for k, n in dropped.items() if n},
         coverage([labels[i] for i in dict.fromkeys(wanted)], label) if wanted else None,
@@ -122,27 +133,51 @@ def _covariates(length: Sequence[int], difficulty: Sequence[float] | None) -> An
     return np.stack(columns, axis=1)
 
 
-def _with_senses(
-    subject: Any, dictionary: Any, caught: Sequence[Caught], peaks: Peaks, cases: Sequence[Case],
-    wrong: Sequence[bool], settings: Settings,
-) -> list[tuple[Caught, Trigger, dict[str, int], Senses]]:  # fmt: skip
-    """The triggers whose senses move P(right), each with the words that it fires on."""
-    is_wrong = np.asarray(wrong, dtype=bool)
+@dataclass(frozen=True)
+class _Place:
+    """A trigger at a word: the wrong and the right items on which it fires there."""
+
+    trigger: Trigger
+    word: str
+    wrong: tuple[int, ...]
+    right: tuple[int, ...]
+
+
+def _at_words(
+    subject: Any, dictionary: Any, caught: Caught, peaks: Peaks, cases: Sequence[Case], wrong: Sequence[bool],
+    settings: Search,
+) -> list[_Place]:  # fmt: skip
+    """A trigger word by word, where it is still precise: words that are often enough caught stand for themselves (one
+    latent may mark several, that are misread in several ways), the rest together."""
+    fired = np.flatnonzero(caught.trigger.fires(peaks)).tolist()
+    bad = [i for i in fired if wrong[i]]
+    mine = [cases[i] for i in bad]
+    slopes = _slopes(subject, dictionary, caught.trigger, mine)
+    trigger = oriented(subject, caught.trigger, peaks.rows(bad), mine, slopes, dictionary)
+    at = peaks.place(trigger.at.latent)
+    word = {i: peaks.words[i].at(int(at[i])).text.lower() for i in fired}
+    often = [w for w, n in Counter(word[i] for i in bad).items() if n >= settings.support]
     found = []
-    for one in caught:
-        fired = one.trigger.fires(peaks)
-        bad = np.flatnonzero(fired & is_wrong).tolist()
-        held, mine = peaks.rows(bad), [cases[i] for i in bad]
-        slopes = _slopes(subject, dictionary, one.trigger, mine)
-        trigger = oriented(subject, one.trigger, held, mine, slopes, dictionary)
-        same = np.flatnonzero((peaks.column(trigger.at.latent) > trigger.at.above) & ~is_wrong).tolist()
-        right = peaks.rows(same), [cases[i] for i in same]
-        sense = senses(subject, dictionary, trigger, (held, mine), right, settings)
-        if sense is not None:
-            places = held.place(trigger.at.latent)
-            words = Counter(held.words[i].at(int(t)).text for i, t in enumerate(places) if t >= 0)
-            found.append((one, trigger, dict(words.most_common()), sense))
+    for name in (*often, ""):
+        here = [i for i in fired if word[i] == name or (not name and word[i] not in often)]
+        hit, miss = tuple(i for i in here if wrong[i]), tuple(i for i in here if not wrong[i])
+        if len(hit) >= settings.support and len(hit) >= settings.precision * len(here):
+            found.append(_Place(trigger, name, hit, miss))
     return found
+
+
+def _sense(
+    subject: Any, dictionary: Any, place: _Place, peaks: Peaks, cases: Sequence[Case], settings: Settings | None
+) -> Senses | None:
+    """What the word is taken for there. Where nothing is paraphrased, it is set against right items in which the
+    trigger's first latent fires."""
+    trigger, bad = place.trigger, list(place.wrong)
+    fires = peaks.column(trigger.at.latent) > trigger.at.above
+    right = [i for i in np.flatnonzero(fires).tolist() if not cases[i].point.failed]
+    return senses(
+        subject, dictionary, trigger, (peaks.rows(bad), [cases[i] for i in bad]),
+        (peaks.rows(right), [cases[i] for i in right]), settings,
+    )  # fmt: skip
 
 
 def _slopes(subject: Any, dictionary: Any, trigger: Trigger, cases: Sequence[Case]) -> Any:
@@ -153,9 +188,12 @@ def _slopes(subject: Any, dictionary: Any, trigger: Trigger, cases: Sequence[Cas
 
 
 def _avoided(cases: Sequence[Case], words: Sequence[str]) -> frozenset[str]:
-    """Words that must name nothing: those that are misread, and those of any answer, which would tell it."""
+    """Words that must name nothing: those that are misread, those of any answer, which would tell it, and those that
+    stand in a fifth of all prompts, which tell nothing."""
     answers = {w.lower() for case in cases for answer in case.point.decision.legal for w in answer.split()}
-    return frozenset({w.lower() for w in words} | answers)
+    counts = Counter(w for case in cases for w in {x.lower() for m in case.messages for x in _WORD.findall(m.content)})
+    usual = {w for w, n in counts.items() if n > USUAL * len(cases)}
+    return frozenset({w.lower() for w in words if w} | answers | usual)
 
 
 def _gloss(

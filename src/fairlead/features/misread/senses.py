@@ -9,7 +9,7 @@ move P(right) by the least effect stay: what differs without doing anything may 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,8 +49,9 @@ class Sense:
 
 @dataclass(frozen=True)
 class Senses:
-    """`meant` are latents that the misreading lacks, `taken` those it has too much of, most effective first.
-    `effect` is P(right) with all of them patched, less without; `by` says what was contrasted."""
+    """`meant` are latents that the misreading lacks, `taken` those it has too much of, most effective first: those that
+    move nothing by themselves stand last. `effect` is P(right) with all of them patched, less without; `by` says what
+    was contrasted."""
 
     meant: tuple[Sense, ...]
     taken: tuple[Sense, ...]
@@ -61,13 +62,12 @@ class Senses:
 
 @dataclass(frozen=True)
 class Settings:
-    """`tried` latents of either side are patched one by one, on at most `items` wrong items; `least` is the least
-    effect of all together, `least_one` of one."""
+    """`tried` latents of either side are patched, together and one by one, on at most `items` wrong items; `least` is
+    the least effect of all together."""
 
-    tried: int = 6
+    tried: int = 8
     items: int = 48
     least: float = 0.1
-    least_one: float = 0.02
 
 
 def oriented(subject: Any, trigger: Trigger, peaks: Peaks, cases: Sequence[Case], slopes: Any, rows: Any) -> Trigger:
@@ -121,13 +121,12 @@ def senses(
 
     def each(latents: Sequence[int]) -> tuple[Sense, ...]:
         found = [Sense(i, float(change[i]), effect(patch(trigger, [(i, float(change[i]))]))) for i in latents]
-        return tuple(sorted((s for s in found if s.effect >= settings.least_one), key=lambda s: -s.effect))
+        return tuple(sorted(found, key=lambda s: -s.effect))
 
     both = effect(patch(trigger, [(i, float(change[i])) for i in (*meant, *taken)]))
     if both < settings.least:
         return None
-    found = Senses(each(meant), each(taken), both, by, len(cases))
-    return _never_empty(found, meant, taken, change)
+    return Senses(each(meant), each(taken), both, by, len(cases))
 
 
 def patch(trigger: Trigger, changes: Sequence[tuple[int, float]]) -> tuple[Edit, ...]:
@@ -138,15 +137,6 @@ def patch(trigger: Trigger, changes: Sequence[tuple[int, float]]) -> tuple[Edit,
         Edit(Latent(i), Op.ADD, c, gate=gate) if c > 0 else Edit(Latent(i), Op.ABLATE, 0.0, gate=gate)
         for i, c in changes
     )
-
-
-def _never_empty(found: Senses, meant: Sequence[int], taken: Sequence[int], change: Tensor) -> Senses:
-    """Where all together help and none alone does, the one that differs most stands for its side."""
-
-    def first(kept: tuple[Sense, ...], tried: Sequence[int]) -> tuple[Sense, ...]:
-        return kept or tuple(Sense(i, float(change[i]), 0.0) for i in tried[:1])
-
-    return replace(found, meant=first(found.meant, meant), taken=first(found.taken, taken))
 
 
 def _ranked(dictionary: Any, change: Tensor) -> list[int]:

@@ -107,12 +107,14 @@ def search(
     whole = bad.T @ bad  # among all wrong items, for the precision
     precise = allowed & (whole >= settings.precision * (whole + fp)) & (whole >= settings.support)
     precise &= _clusters(bad, names[y]) >= settings.clusters
+    fires = columns.mean(0)
+    general = 0.25 * (fires[:, None] + fires[None, :])  # of latents that catch the same, those that fire on more texts
     open_ = np.ones(len(bad), dtype=bool)
     found: list[Caught] = []
     while len(found) < settings.most and open_.any():
         left = bad[open_]
         gain = np.where(precise, left.T @ left, 0.0)
-        worth = np.where(single, gain * settings.pair_gain, gain) - 1e-3 * fp
+        worth = np.where(single, gain * settings.pair_gain, gain) + general - 1e-3 * fp
         i, j = np.unravel_index(int(np.argmax(np.where(gain >= settings.support, worth, -1.0))), gain.shape)
         if gain[i, j] < settings.support:
             break
