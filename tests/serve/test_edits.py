@@ -66,6 +66,15 @@ async def test_a_pair_is_steered_and_default(client: Any) -> None:
     assert pair["usage"]["completion_tokens"] == 2 * plain["usage"]["completion_tokens"]
 
 
+async def test_latents_can_be_asked_about_where_they_can_be_edited(models: Any, rows: Any, client: Any) -> None:
+    got = await client.post("/v1/features/top", json={"text": "goal: buy a lamp", "limit": 3})
+    assert got.status_code == 200 and len(got.json()["latents"]) <= 3, got.text
+    closed = await Endpoint.start(models, dictionaries=[rows], key="secret")
+    async with httpx2.AsyncClient(base_url=closed.url) as other:
+        assert (await other.post("/v1/features/top", json={"text": "goal"})).status_code == 401
+    await closed.stop()
+
+
 async def test_nothing_is_an_edit_too(client: Any) -> None:
     got = (await client.post(CHAT, json=ask(edits="nothing"))).json()
     assert got["fairlead"]["edits"] == [] and got["fairlead"]["line"] == "nothing"

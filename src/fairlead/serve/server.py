@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 
 from fairlead.core.errors import FairleadError
 from fairlead.serve.batch import CHUNK, PREFIXES, ROWS, Batch
-from fairlead.serve.http import Desk, app
+from fairlead.serve.http import Desk, app, may
 from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served
 from fairlead.serve.patience import HEAD, Patient
@@ -104,7 +104,8 @@ class Endpoint:
             models, key, limits=settings.limits, schedulers=schedulers(models, settings), dictionaries=dictionaries,
             log_prompts=settings.log_prompts,
         )  # fmt: skip
-        endpoint = cls(_bind(host, port), desk, hosts, settings, routes)
+        features = feature_routes(models, dictionaries, key)
+        endpoint = cls(_bind(host, port), desk, hosts, settings, [*features, *routes])
         endpoint._serving = asyncio.create_task(endpoint._server.serve(sockets=[endpoint._sock]))
         while not endpoint._server.started:
             if endpoint._serving.done():
@@ -142,6 +143,20 @@ async def serve(
         await asyncio.sleep(stop_after) if stop_after is not None else await asyncio.Event().wait()
     finally:
         await endpoint.stop()
+
+
+def feature_routes(models: Sequence[Served], dictionaries: Sequence[Any], key: str | None) -> list[Route]:
+    """`/v1/features/...` over the first dictionary, for who may ask at all; none where there is no dictionary."""
+    if not dictionaries or not models:
+        return []
+    from fairlead.serve.features_api import Shelf, routes
+
+    both = models[0].subject, dictionaries[0]
+
+    async def parts() -> tuple[Any, Any]:
+        return both
+
+    return routes(Shelf(parts=parts, now=lambda: both), may=lambda request: may(request, key))
 
 
 def schedulers(models: Sequence[Served], settings: Settings) -> list[Scheduler]:
