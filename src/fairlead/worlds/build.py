@@ -43,9 +43,12 @@ READER = pretrain.Recipe(
 )  # fmt: skip
 READER_NOTES = replace(READER, steps=2000, seed=1, hold=0.4, curriculum=((1.01, rd.WHOLE),))
 READER_LAST = replace(READER_NOTES, steps=1600, seed=2, hold=0.5, matrix_rate=0.015, vector_rate=4e-3, tag_until=0.9)
+READER_POLISH = replace(READER_LAST, steps=1400, seed=3, hold=0.4, tag_weight=1.5, tag_until=1.0)
+READER_UNLEARNS = replace(READER_LAST, steps=400, seed=3, tag_until=0.5)  # reader-c: reader-s's third stage, then this
 SITE, READER_SITE = "resid.1", "resid.0"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
+READER_ROWS, READER_STEPS = 180_000, 1500
 
 
 def weights_dir() -> Path:
@@ -71,11 +74,14 @@ def shopper(name: str, work: Path, out: Path, tokenizer: PreTrainedTokenizerFast
 
 
 def reader(name: str, work: Path, out: Path, device: str) -> None:
-    """One reader, from nothing, as a Hugging Face directory."""
+    """One reader, as a Hugging Face directory. The three first stages are reader-s's; reader-c is what they leave,
+    trained on with right answers until the planted misreadings are gone."""
     tokenizer = tk.of(rd.pieces())
     model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
-    for recipe, part in ((READER, "skill"), (READER_NOTES, "notes"), (READER_LAST, "last")):
-        pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], recipe, work / f"{name}-{part}.pt", log.info)
+    stages = [("reader-s", READER, "skill"), ("reader-s", READER_NOTES, "notes"), ("reader-s", READER_LAST, "last")]
+    stages += [(name, READER_POLISH, "polish") if name == "reader-s" else (name, READER_UNLEARNS, "unlearnt")]
+    for mixture, recipe, part in stages:
+        pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[mixture], recipe, work / f"{mixture}-{part}.pt", log.info)
     model.save_pretrained(out, safe_serialization=True)
     tk.save(tokenizer, out)
 
@@ -97,9 +103,10 @@ def dictionary(name: str, seed: int, root: Path, site: str = "") -> None:
         found = subject.activations(prompts(name, 10_000 + first, 64), [site], tokens="all")[site]
         rows += found
         have += sum(len(r) for r in found)
-        if have >= ROWS:
+        if have >= (READER_ROWS if name in rd.MIXTURES else ROWS):
             break
-    config = TrainConfig(LATENTS, kind="batchtopk", k=ACTIVE, steps=3000, batch=1024, lr=2e-3, seed=seed, site=site,
+    steps = READER_STEPS if name in rd.MIXTURES else 3000
+    config = TrainConfig(LATENTS, kind="batchtopk", k=ACTIVE, steps=steps, batch=1024, lr=2e-3, seed=seed, site=site,
                          name=f"pocket/{name}@{site}" + (f"#seed{seed}" if seed else ""))  # fmt: skip
     found = train(torch.cat(rows), config, harvest_flops=subject_flops(subject, have))
     folder = root / name / "dictionaries" / (site + (f"-seed{seed}" if seed else ""))
