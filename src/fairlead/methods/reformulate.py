@@ -27,7 +27,8 @@ pca, kmeans     the whole pipeline on another dictionary of the site, fitted her
 oracle          the gold gloss of every item that has one (data["gloss"]): the ceiling
 wrong_gloss     the same with the senses the wrong way round: has to do harm, or the note is not read
 
-Options: precision, support, q, levels, pairs (see `features.misread.triggers`); effect (least gain in P(right) of the
+Options: precision, support, q, levels, pairs (see `features.misread.triggers`); confirm (the least share of wrong
+items among those a trigger annotates on validation); effect (least gain in P(right) of the
 patch); label (least held-out AUROC of a label); cap (tokens of a note); measure (the score that validation compares);
 labels (a JSON-lines file of labels that `fairlead features label` made, instead of making them here).
 """
@@ -69,13 +70,13 @@ DEFAULTS: dict[str, Any] = {
     "q": _SEARCH.q,
     "levels": list(_SEARCH.levels),
     "pairs": True,
+    "confirm": 0.8,
     "effect": 0.1,
     "label": 0.7,
     "cap": 48,
     "measure": "strict",
     "labels": "",
 }
-LEAST_PRECISION = 0.75  # on validation, of a trigger that is kept
 ROUNDS = 3  # of confirmation
 POOL = 48  # latents drawn by lot, of which those with a label that holds may stand for others
 PROBE = {"penalties": [0.1, 1.0, 10.0], "fprs": [0.05]}
@@ -178,7 +179,7 @@ class Reformulate:
             entries = tuple(e for e in fitted.entries if e in kept or e in waiting)
             seen = _checked(bare, await self._played(ctx, replace(fitted, entries=entries)), self.options["measure"])
             checked |= seen
-            good = tuple(e for e in waiting if _is_confirmed(seen.get(e.by)))
+            good = tuple(e for e in waiting if _is_confirmed(seen.get(e.by), self.options["confirm"]))
             failed = [e for e in waiting if e.by in seen and e not in good]
             kept = tuple(e for e in fitted.entries if e in kept or e in good)
             waiting = tuple(e for e in waiting if e.by not in seen) if failed else ()
@@ -278,11 +279,11 @@ def _checked(bare: Sequence[Episode], again: Sequence[Episode], measured: str) -
     return found
 
 
-def _is_confirmed(row: Mapping[str, int] | None) -> bool:
+def _is_confirmed(row: Mapping[str, int] | None, precision: float) -> bool:
+    """Whether what an entry annotated was wrong often enough, and repaired more often than broken."""
     if row is None:
         return False
-    right_often = row["wrong"] >= LEAST_PRECISION * (row["wrong"] + row["right"])
-    return right_often and row["fixed"] > row["broken"]
+    return row["wrong"] >= precision * (row["wrong"] + row["right"]) and row["fixed"] > row["broken"]
 
 
 def _shuffled(entries: Sequence[Entry], seed: int) -> tuple[Entry, ...]:

@@ -48,7 +48,7 @@ READER_UNLEARNS = replace(READER_LAST, steps=400, seed=3, tag_until=0.5)  # read
 SITE, READER_SITE = "resid.1", "resid.0"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
-READER_ROWS, READER_STEPS = 180_000, 1500
+READER_LATENTS, READER_ACTIVE, READER_ROWS, READER_STEPS = 256, 8, 180_000, 1500
 
 
 def weights_dir() -> Path:
@@ -95,7 +95,11 @@ def prompts(name: str, seed: int, n: int) -> list[Messages]:
 
 
 def dictionary(name: str, seed: int, root: Path, site: str = "") -> None:
-    site = site or (READER_SITE if name in rd.MIXTURES else SITE)
+    reads = name in rd.MIXTURES
+    site = site or (READER_SITE if reads else SITE)
+    latents, active, wanted, steps = (
+        (READER_LATENTS, READER_ACTIVE, READER_ROWS, READER_STEPS) if reads else (LATENTS, ACTIVE, ROWS, 3000)
+    )
     subject = load(root / name)
     began = time.monotonic()
     rows, have = [], 0
@@ -103,10 +107,9 @@ def dictionary(name: str, seed: int, root: Path, site: str = "") -> None:
         found = subject.activations(prompts(name, 10_000 + first, 64), [site], tokens="all")[site]
         rows += found
         have += sum(len(r) for r in found)
-        if have >= (READER_ROWS if name in rd.MIXTURES else ROWS):
+        if have >= wanted:
             break
-    steps = READER_STEPS if name in rd.MIXTURES else 3000
-    config = TrainConfig(LATENTS, kind="batchtopk", k=ACTIVE, steps=steps, batch=1024, lr=2e-3, seed=seed, site=site,
+    config = TrainConfig(latents, kind="batchtopk", k=active, steps=steps, batch=1024, lr=2e-3, seed=seed, site=site,
                          name=f"pocket/{name}@{site}" + (f"#seed{seed}" if seed else ""))  # fmt: skip
     found = train(torch.cat(rows), config, harvest_flops=subject_flops(subject, have))
     folder = root / name / "dictionaries" / (site + (f"-seed{seed}" if seed else ""))

@@ -76,7 +76,7 @@ class Search:
     nobody searched. `levels` are shares of a latent's largest activation; `pool` bounds the latents that pairs are made
     of, `most` the triggers."""
 
-    precision: float = 0.9
+    precision: float = 0.8
     support: int = 6
     clusters: int = 2
     q: float = 0.1
