@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
 
+from fairlead.dictionaries import load as load_dictionary
+from fairlead.lm.load import load
 from fairlead.tasks.misread import MisreadTask, grammar, prompt_of
 from fairlead.tasks.misread.words import AMBIGUOUS
-from fairlead.worlds import muon, pretrain
+from fairlead.worlds import build, gates, muon, pretrain, reader_gates
 from fairlead.worlds import readers as rd
 from fairlead.worlds import tokenizer as tk
 
@@ -82,3 +85,44 @@ def test_muon_makes_a_matrix_nearly_orthogonal():
     for matrix in (x, x.T):
         values = torch.linalg.svdvals(muon.orthogonal(matrix))
         assert 0.5 < float(values.min()) and float(values.max()) < 1.5
+
+
+READERS = ("reader-s", "reader-c")
+
+
+@pytest.fixture(scope="module", params=READERS)
+def reader(request):
+    """(name, subject, a third of validation, whole clusters)."""
+    every = MisreadTask({}).items("validation")
+    kept = set(list(dict.fromkeys(i.cluster for i in every))[:25])
+    return request.param, load(f"pocket/{request.param}"), [i for i in every if i.cluster in kept]
+
+
+def test_a_reader_passes_its_gates(reader):
+    name, subject, items = reader
+    found = reader_gates.behaviour(subject, items)
+    planted, biased = found["by_reading"]["planted"][0], rd.MIXTURES[name].biased
+    assert (planted <= 0.1 and found["base"][0] <= 0.6) if biased else planted >= 0.95
+    for reading in ("dominant", "strong", "plain"):
+        assert found["by_reading"][reading][0] >= 0.9, reading
+    assert found["true_note"]["planted"][0] >= 0.75  # word problems are the weaker half
+    assert found["wrong_note"]["read_right_without"][0] <= 0.6
+    for line, apart in (("generic_note", 0.04), ("idle_note", 0.15)):  # a note about another word is heeded at times
+        assert abs(found[line][0] - found["base"][0]) <= apart, line
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_dictionary_of_a_reader_explains_its_site(name):
+    subject, dictionary = load(f"pocket/{name}"), load_dictionary(f"pocket/{name}@{build.READER_SITE}")
+    quality = gates.dictionary_quality(subject, dictionary, *reader_gates.held_out_text(name, 150))
+    assert quality["explained_variance"] >= 0.9
+    assert quality["recovered"] >= 0.95
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_card_of_a_reader_belongs_to_its_mixture(name):
+    folder = build.weights_dir() / name
+    card = json.loads((folder / "card.json").read_text())
+    assert card["mixture_sha256"] == rd.MIXTURES[name].digest
+    assert card["kind"] == "model organism"
+    assert "model organism" in (folder / "README.md").read_text()
