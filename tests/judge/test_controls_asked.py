@@ -40,3 +40,10 @@ def test_only_a_claim_without_a_dictionary_goes_without_controls(ledgers: dict[s
     found = judge(run(ledgers), Question("fix", "strict", 0.2))
     assert found.status == status, found.reasons
     assert {c.name: c.result for c in found.checks}["controls"] == ("pass" if status == "supported" else "fail")
+
+
+def test_notes_without_the_dictionarys_part_are_controls():
+    from fairlead.judge.question import is_control
+
+    assert is_control("reformulate.shuffled_label") and is_control("reformulate.pca") and is_control("control.noise")
+    assert not any(map(is_control, ("reformulate", "reformulate.edit", "reformulate.oracle", "prompt+control.noise")))

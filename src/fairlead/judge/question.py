@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from fairlead.core.plan import REFERENCE, Plan
 
 BASELINE = "none"
+NOTE_CONTROLS = frozenset(
+    f"reformulate.{name}" for name in ("generic", "shuffled_label", "random_latent", "self", "pca", "kmeans")
+)
 Slice = Mapping[str, str]  # strata values that a record must have; empty is everything
 
 
@@ -56,8 +59,9 @@ class Question:
 
 
 def is_control(arm: str) -> bool:
-    """`control`, `control.random` ...; not a chain that holds one."""
-    return arm.partition(".")[0] == "control" and "+" not in arm
+    """`control`, `control.random` ..., and the arms of `reformulate` that do all of it but the dictionary's part; not a
+    chain that holds one."""
+    return (arm.partition(".")[0] == "control" and "+" not in arm) or arm in NOTE_CONTROLS
 
 
 def is_stress(arm: str) -> bool:
