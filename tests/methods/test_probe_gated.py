@@ -65,7 +65,8 @@ async def test_both_gates_open_where_the_probe_says_and_report_it(made: Any) -> 
     asked = decisions(made)
     x = made.activations([p for p, _ in asked], ["resid.1"])["resid.1"]
     scores = x @ weight + 0.5
-    watch = Watch("resid.1", weight, 0.5, float(scores.median()), 0.1)
+    middle = scores.sort().values[len(scores) // 2 - 1 : len(scores) // 2 + 1].mean()  # no score: rounding decides none
+    watch = Watch("resid.1", weight, 0.5, float(middle), 0.1)
     edits = steering.parse("@resid.1: $v += 3 at last")
     always = steering.apply(made, edits, None, {"v": v})
     by_prompt = world(made, Gated(Steered("probe_gated", edits, None, {"v": v}), watch))
