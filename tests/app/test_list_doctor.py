@@ -44,7 +44,7 @@ def test_what_ships_is_there_and_the_first_dictionary_is_the_default(cli, monkey
     monkeypatch.delenv("FAIRLEAD_POCKET", raising=False)
     models = {e["name"] for e in json.loads(cli("list", "models", "--json").stdout)}
     shoppers = {"pocket/shopper-s", "pocket/shopper-s2", "pocket/shopper-s3", "pocket/shopper-l"}
-    assert models == {*shoppers, "pocket/reader-s"}
+    assert models == {*shoppers, "pocket/reader-s", "pocket/reader-c"}
     found = {e["name"].partition("@")[0] for e in json.loads(cli("list", "dictionaries", "--json").stdout)}
     assert {name for name in found if name.startswith("pocket/")} == models - {"pocket/shopper-l"}
     assert "goodfire/llama-3.1-8b-instruct" in found  # and those that are fetched by name
