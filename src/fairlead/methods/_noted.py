@@ -28,6 +28,7 @@ from fairlead.methods.probe_gated import Watch
 from fairlead.steering import Edit
 
 GENERIC = "Note: read this with care, word by word, and then answer only the question that is asked here."
+PATCHED = "(nothing is said: the senses are patched in at the word)"  # no number stands here: it could be an answer
 STYLES = ("gloss", "generic", "edit")
 ANSWER_ROOM = 32  # tokens of the context that are kept for the answer
 
@@ -197,7 +198,7 @@ def _note(inner: Any, ask: Ask, hit: Hit, style: Noted) -> tuple[Messages, str, 
     """(the annotated prompt, the note, the tokens it adds); None where it is too long for the cap or the context. An
     edit adds none."""
     if style.style == "edit":
-        return (ask.prompt, f"edit {steering.format(hit.entry.edits)}", 0) if hit.entry.edits else None
+        return (ask.prompt, PATCHED, 0) if hit.entry.edits else None
     before = len(inner.tokens(ask.prompt).ids)
 
     def with_note(text: str) -> tuple[Messages, str, int]:
