@@ -51,7 +51,11 @@ async def fit(bench: Bench, name: str, variant: str | None, folder: Path) -> tup
         (folder / "feature").mkdir()
         (await feature.fit(bench.context(FEATURE))).save(folder / "feature")
     method = plugins.get("methods", name)(variant, OPTIONS[name])
-    return method, await method.fit(bench.context(OPTIONS[name], lambda _: feature.load(folder / "feature")))
+    if "reformulate" in getattr(method, "siblings", ()):
+        (folder / "reformulate").mkdir()
+        feature = plugins.get("methods", "reformulate")(None, {})
+        (await feature.fit(bench.context({}))).save(folder / "reformulate")
+    return method, await method.fit(bench.context(OPTIONS[name], lambda arm: feature.load(folder / arm)))
 
 
 def test_every_method_is_tried_here() -> None:
