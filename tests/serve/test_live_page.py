@@ -183,7 +183,7 @@ def test_a_run_is_watched_as_it_grows(visit: Callable[..., Tab], made: Path, tmp
             expect(row).to_contain_text(f"{len(lines)} of 192")
         for file in (made / "trials").glob("*"):
             shutil.copy(file, growing / "trials" / file.name)
-        expect(tab.page.locator("#study-phase .word")).to_have_text("inconclusive")
+        expect(tab.page.locator("#study-phase .word")).to_have_text("inconclusive", timeout=60_000)  # it is judged
         expect(tab.page.locator("svg.provisional")).to_have_count(0)
         assert "Provisional" not in tab.text("#study-note") and tab.wrong == []
         watched.looked = False
@@ -272,7 +272,7 @@ def test_a_replay_is_opened_from_an_item_with_the_keyboard_alone(visit: Callable
     assert tab.page.input_value("#replay-item") == item
     where = tab.text("#replay-where")
     keys.press("ArrowRight")
-    tab.page.wait_for_function("t => document.getElementById('replay-where').textContent !== t", arg=where)
+    expect(tab.page.locator("#replay-where")).not_to_have_text(where)  # a script in the page would need eval
     assert tab.page.frame_locator(".side iframe >> nth=0").locator("header").inner_text().startswith("Harbour Goods")
     assert tab.wrong == []
 
@@ -342,7 +342,7 @@ def test_a_feature_is_found_and_tried(visit: Callable[..., Tab]) -> None:
     expect(tab.page.locator("#card")).to_contain_text("AUROC 0.90 [0.80, 0.95], 12 + 12 windows")
     assert tab.page.locator("#card mark.peak").count() >= 1, "the token that it fires on most is marked"
     tab.page.locator("#card .near a").first.click()
-    tab.page.wait_for_function("document.getElementById('card').dataset.latent !== '1'")
+    expect(tab.page.locator("#card")).not_to_have_attribute("data-latent", "1")
     tab.page.fill("#search", "3")
     tab.page.keyboard.press("Enter")
     expect(tab.page.locator("#card h2")).to_have_text("latent 3")
