@@ -196,7 +196,7 @@ def conditions(net: Any, held: SparseDictionary, site: int) -> dict[str, Callabl
 
 def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dict[str, Any]:
     """Tokens per CPU second of each installed peer and of ours in a process of its own, interleaved."""
-    home = Path(os.environ.get("FAIRLEAD_BENCH_VENVS", "/work/venv-bench"))
+    home = Path(os.environ.get("FAIRLEAD_BENCH_VENVS", "build/bench-venvs"))
     script = Path(__file__).with_name("serving_peer.py")
     pythons = {name: home / name / "bin" / "python" for name in PEERS}
     here = {name: python for name, python in pythons.items() if python.exists()}

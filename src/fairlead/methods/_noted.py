@@ -29,7 +29,6 @@ from fairlead.steering import Edit
 
 GENERIC = "Note: read this with care, word by word, and then answer only the question that is asked here."
 PATCHED = "(nothing is said: the senses are patched in at the word)"  # no number stands here: it could be an answer
-STYLES = ("gloss", "generic", "edit")
 ANSWER_ROOM = 32  # tokens of the context that are kept for the answer
 
 

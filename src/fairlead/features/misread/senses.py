@@ -2,8 +2,8 @@
 
 Where an item has a paraphrase in the intended sense, the latents at the misread word are set against those at the word
 in its place. Otherwise wrong items are set against right ones on which the same latent fires. Latents that the
-misreading has more of are `taken`, those it lacks are `meant`. Then each is patched in at the word, and only those that
-move P(right) by the least effect stay: what differs without doing anything may be anything.
+misreading has more of are `taken`, those it lacks are `meant`. Then they are patched in at the word, and together they
+have to move P(right) by the least effect: what differs without doing anything may be anything.
 """
 
 from __future__ import annotations
