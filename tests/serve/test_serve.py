@@ -69,6 +69,10 @@ async def test_a_stream_holds_the_same_text(client, body):
     assert text == whole["choices"][0]["message"]["content"]
     for part in ("prompt_tokens", "completion_tokens", "total_tokens"):  # how many were not read again may differ
         assert events[-1]["usage"][part] == whole["usage"][part]
+    for got_edit, edit in zip(events[-2]["fairlead"].pop("edits"), whole["fairlead"].pop("edits"), strict=True):
+        for reading in ("before", "after"):  # a token read alone is rounded as such
+            assert got_edit.pop(reading) == pytest.approx(edit.pop(reading), rel=1e-5)
+        assert got_edit == edit
     assert events[-2]["fairlead"] == whole["fairlead"]
     assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "length"
 

@@ -241,7 +241,7 @@ def test_a_row_of_nan_is_wiped(subject: LocalSubject) -> None:
     prompt = subject.tokens(PROMPTS[0]).ids
     with torch.inference_mode():
         clean = batch.forward(0, [batch.piece(0, prompt, 0)])
-        for keys, values in batch.rows._cache.held():
+        for keys, values in batch.rows._store.held():
             keys[1], values[1] = float("nan"), float("nan")
         batch.rows.wipe(1)
         again = batch.forward(1, [batch.piece(0, prompt, 0)])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fairlead.core.errors import FairleadError, NotApplicable, UnknownName
-from fairlead.lm.hooks import ForwardInfo, SiteHook
 from fairlead.lm.probe import find_blocks, find_parts
 
 KINDS = ("resid", "resid_pre", "attn", "mlp", "mlp_in")
@@ -94,10 +93,11 @@ def stopped_behind(sites: Sites, layers: int) -> Iterator[None]:
 
 
 class Attached:
-    """Hooks that are in the model until `stack` closes; knows which of them ran."""
+    """Hooks that are in the model until `stack` closes; knows which of them ran. What is told to them beside the
+    activations is `info`."""
 
     def __init__(
-        self, stack: ExitStack, sites: Sites, hooks: Sequence[tuple[str, SiteHook]], info: ForwardInfo | None
+        self, stack: ExitStack, sites: Sites, hooks: Sequence[tuple[str, Callable[[Tensor, Any], Tensor]]], info: Any
     ) -> None:
         self._asked = [site for site, _ in hooks]
         self._ran = [False] * len(hooks)
@@ -120,26 +120,27 @@ class Attached:
                 do="this architecture needs its own entry in fairlead.lm.sites; nothing was returned unsteered",
             )
 
-    def _after(self, index: int, site: str, hook: SiteHook, info: ForwardInfo | None) -> Any:
+    def _after(self, index: int, site: str, hook: Callable[[Tensor, Any], Tensor], info: Any) -> Any:
         def run(_module: nn.Module, _args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             self._ran[index] = True
-            new = _checked(site, hidden, hook(hidden, info))  # type: ignore[arg-type]
+            new = checked(site, hidden, hook(hidden, info))
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return run
 
-    def _before(self, index: int, site: str, hook: SiteHook, info: ForwardInfo | None) -> Any:
+    def _before(self, index: int, site: str, hook: Callable[[Tensor, Any], Tensor], info: Any) -> Any:
         def run(_module: nn.Module, args: Any, kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             self._ran[index] = True
-            new = _checked(site, hidden, hook(hidden, info))  # type: ignore[arg-type]
+            new = checked(site, hidden, hook(hidden, info))
             return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
         return run
 
 
-def _checked(site: str, old: Tensor, new: Tensor) -> Tensor:
+def checked(site: str, old: Tensor, new: Tensor) -> Tensor:
+    """`new`, where it can take the place of `old` at a site."""
     if new is not old and (new.shape != old.shape or new.dtype != old.dtype):
         raise FairleadError(
             f"the hook at {site} changed the shape or type of the activations",

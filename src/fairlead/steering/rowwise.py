@@ -9,8 +9,6 @@ one flag a token and edit, so that nothing is counted on the way and a row's pas
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,119 +17,12 @@ from torch import Tensor
 
 from fairlead.core.errors import EditError
 from fairlead.core.types import EditReport
-from fairlead.lm.hooks import ForwardInfo, SiteHook
-from fairlead.lm.rows import Span
+from fairlead.lm.hooks import ForwardInfo
+from fairlead.lm.rows import Hook, Span
 from fairlead.steering.edit import site_order
-from fairlead.steering.slots import ALL, CLOSED, CODES, FAR, ROLE, Ids, RowEdits, RowSite, code, in_scope
-from fairlead.steering.tables import INF
-
-_WANTS = {">": (0, 0, 1), ">=": (0, 1, 1), "<": (1, 0, 0), "<=": (1, 1, 0), "==": (0, 1, 0), "!=": (1, 0, 1)}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much room a row has at one site: columns, levels, conditions, terms of each, tests of each term."""
-
-    k: int = 1
-    levels: int = 1
-    conditions: int = 0
-    terms: int = 1
-    tests: int = 1
-
-    def fits(self, other: Sizes) -> bool:
-        return self.joined(other) == self
-
-    def joined(self, other: Sizes) -> Sizes:
-        return Sizes(*(max(a, b) for a, b in zip(self._all(), other._all(), strict=True)))
-
-    def _all(self) -> tuple[int, ...]:
-        return self.k, self.levels, self.conditions, self.terms, self.tests
-
-
-def _sizes(site: RowSite) -> Sizes:
-    terms = list(dict.fromkeys(site.conditions.values()))
-    return Sizes(
-        site.e.shape[1],
-        max(1, site.alpha.shape[0]),
-        len(terms),
-        max((len(t) for t in terms), default=1),
-        max((len(one) for t in terms for one in t), default=1),
-    )
-
-
-class _Site:
-    """One site's tables for all rows. The tensors' first axis is the row."""
-
-    def __init__(self, site: str, d: int, rows: int, sizes: Sizes, device: torch.device) -> None:
-        self.site, self.d, self.rows, self.sizes, self.device = site, d, rows, sizes, device
-        k, levels = sizes.k, sizes.levels
-
-        def zeros(*shape: int, fill: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.full((rows, *shape), fill, dtype=dtype, device=device)
-
-        self.e, self.b, self.theta, self.write = zeros(d, k), zeros(1, k), zeros(1, k), zeros(k, d)
-        self.alpha, self.beta = zeros(levels, 1, k), zeros(levels, 1, k)
-        self.lo, self.hi = zeros(levels, 1, k, fill=-INF), zeros(levels, 1, k, fill=INF)
-        self.bounded = zeros(levels, 1, k, dtype=torch.bool)
-        flat = levels * k
-        self.code = zeros(1, flat, fill=CLOSED, dtype=torch.long)
-        self.start, self.stop = zeros(1, flat, dtype=torch.long), zeros(1, flat, fill=FAR, dtype=torch.long)
-        self.condition = zeros(1, flat, dtype=torch.long)  # 0: none; else its number from 1
-        tests = (sizes.conditions, sizes.terms, sizes.tests)
-        self.left, self.right = zeros(*tests, dtype=torch.long), zeros(*tests, dtype=torch.long)
-        self.level = zeros(*tests)
-        self.want = zeros(3, *tests, dtype=torch.bool)  # less, equal, greater
-        self.fired = zeros(0, flat, dtype=torch.bool)  # [rows, room, levels * k]
-
-    def tensors(self) -> list[Tensor]:
-        return [
-            self.e, self.b, self.theta, self.write, self.alpha, self.beta, self.lo, self.hi, self.bounded, self.code,
-            self.start, self.stop, self.condition, self.left, self.right, self.level, self.want, self.fired,
-        ]  # fmt: skip
-
-    def clear(self, row: int) -> None:
-        """Row as nobody's: nothing is read, nothing is written."""
-        for tensor in (self.e, self.b, self.theta, self.write, self.alpha, self.beta, self.condition, self.want):
-            tensor[row] = 0
-        self.lo[row], self.hi[row], self.bounded[row], self.code[row] = -INF, INF, False, CLOSED
-        self.fired[row] = False
-
-    def put(self, row: int, own: RowSite, step: int, offsets: dict[str, int]) -> None:
-        k, levels = own.e.shape[1], own.alpha.shape[0]
-        self.e[row, :, :k], self.b[row, :, :k], self.theta[row, :, :k] = own.e, own.b, own.theta
-        self.write[row, :k] = own.write
-        self.alpha[row, :levels, :, :k], self.beta[row, :levels, :, :k] = own.alpha, own.beta
-        self.lo[row, :levels, :, :k], self.hi[row, :levels, :, :k] = own.lo, own.hi
-        self.bounded[row] = (self.lo[row] > -INF) | (self.hi[row] < INF)
-        number = {terms: i for i, terms in enumerate(dict.fromkeys(own.conditions.values()))}
-        for (level, column), mask in own.masks.items():
-            at = level * self.sizes.k + column
-            self.code[row, 0, at], self.start[row, 0, at], self.stop[row, 0, at] = code(mask, step)
-            if (level, column) in own.conditions:
-                self.condition[row, 0, at] = 1 + number[own.conditions[level, column]]
-        for terms, q in number.items():
-            for m, tests in enumerate(terms):
-                self.want[row, :, q, m] = True  # tests that are not there hold
-                for c, test in enumerate(tests):
-                    at_test = (row, q, m, c)
-                    self.left[at_test] = offsets[test.left[0]] + test.left[1]
-                    self.right[at_test] = -1 if test.right is None else offsets[test.right[0]] + test.right[1]
-                    self.level[at_test] = test.level
-                    self.want[row, :, q, m, c] = torch.tensor(_WANTS[test.op], dtype=torch.bool)
-
-
-@dataclass(eq=False)
-class _View:
-    """A site's tables for a span of rows, and what of the work none of them needs."""
-
-    first: int
-    count: int
-    steered: Tensor | None  # bool [n, 1, 1]; None: every row has edits here
-    bounded: bool
-    scoped: bool
-    conditions: bool
-    full: list[tuple[Any, list[int], Tensor]]  # (dictionary, rows of the span, latents [r, 1, k])
-    cut: dict[str, Tensor] = field(default_factory=dict)
+from fairlead.steering.rowtables import RowTables, Sizes, copy_fired, sizes_of
+from fairlead.steering.rowview import View, make_view
+from fairlead.steering.slots import ALL, CODES, ROLE, Ids, RowEdits, in_scope
 
 
 class RowEngine:
@@ -140,8 +31,8 @@ class RowEngine:
     def __init__(self, rows: int, d_model: int, device: torch.device) -> None:
         self.rows, self.d_model, self.device = rows, d_model, device
         self._held: list[tuple[RowEdits, int] | None] = [None] * rows
-        self._sites: dict[str, _Site] = {}
-        self._views: dict[tuple[str, int, int], _View] = {}
+        self._sites: dict[str, RowTables] = {}
+        self._views: dict[tuple[str, int, int], View] = {}
         self._decided: list[dict[str, tuple[list[float], list[float]]]] = [{} for _ in range(rows)]
         self._room = 0
         self.passes = 0  # hooks that ran to their end, ever: a replayed graph must move it too
@@ -197,14 +88,14 @@ class RowEngine:
         """Larger tables where a set does not fit, in powers of two; then every row is written again."""
         grown = False
         for name, own in edits.sites.items():
-            needed, had = _sizes(own), self._sites.get(name)
+            needed, had = sizes_of(own), self._sites.get(name)
             if had is not None and had.sizes.fits(needed):
                 continue
-            sizes = (had.sizes if had else Sizes()).joined(Sizes(*(_up(n) for n in needed._all())))
-            new = _Site(name, self.d_model, self.rows, sizes, self.device)
+            sizes = (had.sizes if had else Sizes()).joined(needed.rounded())
+            new = RowTables(name, self.d_model, self.rows, sizes, self.device)
             new.fired = new.fired.new_zeros(self.rows, self._room, new.code.shape[-1])
             if had is not None:
-                _copy_fired(had, new)
+                copy_fired(had, new)
             self._sites[name], grown = new, True
         if grown:
             self._sites = {name: self._sites[name] for name in sorted(self._sites, key=site_order)}
@@ -215,7 +106,7 @@ class RowEngine:
 
     # forwards
 
-    def hooks(self, span: Span, room: int) -> list[tuple[str, SiteHook]]:
+    def hooks(self, span: Span, room: int) -> list[tuple[str, Hook]]:
         """What belongs to the sites in the forward of `span`, whose rows have `room` tokens each."""
         if room != self._room:
             self._grow(room)
@@ -226,7 +117,7 @@ class RowEngine:
         seen: dict[str, Tensor] = {}
         flags = _Flags()
         ordered = [name for name in self._sites if name in sites]
-        return [(name, self._hook(name, span, seen, flags)) for name in ordered]
+        return [(name, self._hook(name, seen, flags)) for name in ordered]
 
     def flops(self, first: int, lengths: Sequence[int]) -> float:
         """What the hooks add to a forward of so many tokens a row."""
@@ -240,20 +131,20 @@ class RowEngine:
             site.fired = old.new_zeros(self.rows, room, old.shape[-1])
             site.fired[:, : old.shape[1]] = old
 
-    def _hook(self, name: str, span: Span, seen: dict[str, Tensor], flags: _Flags) -> SiteHook:
-        def hook(h: Tensor, info: ForwardInfo) -> Tensor:
+    def _hook(self, name: str, seen: dict[str, Tensor], flags: _Flags) -> Hook:
+        def hook(h: Tensor, span: Span) -> Tensor:
             site, view = self._sites[name], self._view(name, span)
             if h.shape[-1] != site.d:
                 raise EditError(f"edits at {name} do not fit this model", expected=f"{site.d}", got=f"{h.shape[-1]}")
             x = h if h.dtype == torch.float32 else h.float()
             z = _read(x, view)
             seen[name] = z
-            change, total = _change(z, view, self._mask(site, view, info, seen, flags))
-            new = torch.baddbmm(x, total, view.cut["write"]).to(h.dtype)
+            change, total = _change(z, view, self._mask(site, view, z, span, seen, flags))
+            new = _written(x, total, view).to(h.dtype)
             new = new if view.steered is None else torch.where(view.steered, new, h)
-            fired = (change != 0).flatten(2).flatten(0, 1)
-            where = fired if span.picked is None else fired[span.picked]
-            site.fired.view(-1, where.shape[-1]).index_copy_(0, span.flat, where)
+            fired = change.ne(0).view(-1, change.shape[-1])
+            flat, picked = span.places(1)
+            site.fired.view(-1, fired.shape[-1]).index_copy_(0, flat, fired if picked is None else fired[picked])
             if span.deciding:
                 self._decide(name, span, view, z, new)
             self.passes += 1
@@ -261,57 +152,36 @@ class RowEngine:
 
         return hook
 
-    def _view(self, name: str, span: Span) -> _View:
+    def _view(self, name: str, span: Span) -> View:
         key = (name, span.first, span.count)
         if key not in self._views:
             if len(self._views) > 256:
                 self._views.clear()
-            self._views[key] = self._make_view(self._sites[name], span.first, span.count)
+            own = [(h[0].sites.get(name) if h else None) for h in self._held[span.first : span.first + span.count]]
+            self._views[key] = make_view(self._sites[name], own, span.first, self.device)
         return self._views[key]
 
-    def _make_view(self, site: _Site, first: int, count: int) -> _View:
-        part = slice(first, first + count)
-        own = [(h[0].sites.get(site.site) if h else None) for h in self._held[part]]
-        code_here = site.code[part]
-        used = code_here != CLOSED
-        plain = bool(((code_here == ALL) | ~used).all()) and all(_closed_only_where_empty(o) for o in own)
-        steered = [o is not None for o in own]
-        names = ("e", "b", "theta", "write", "alpha", "beta", "lo", "hi", "bounded")
-        view = _View(
-            first, count,
-            None if all(steered) else torch.tensor(steered, device=self.device)[:, None, None],
-            bool(site.bounded[part].any()), not plain, any(o is not None and o.conditions for o in own),
-            _full(own, self.device, site.sizes.k),
-            {n: getattr(site, n)[part] for n in names},
-        )  # fmt: skip
-        if view.scoped or view.conditions:
-            view.cut |= {n: getattr(site, n)[part] for n in ("code", "start", "stop", "condition")}
-        if view.conditions:
-            shape = (count, 1, -1)
-            left, right = site.left[part].reshape(shape), site.right[part].reshape(shape)
-            view.cut |= {
-                "left": left, "right": right.clamp_min(0), "bare": right < 0, "level": site.level[part].reshape(shape),
-                "want": site.want[part].reshape(count, 3, 1, -1),
-            }  # fmt: skip
-        return view
-
     def _mask(
-        self, site: _Site, view: _View, info: ForwardInfo, seen: dict[str, Tensor], flags: _Flags
+        self, site: RowTables, view: View, z: Tensor, span: Span, seen: dict[str, Tensor], flags: _Flags
     ) -> Tensor | None:
         """bool [n, T, levels * k]: where each change may be made; None where every one may."""
-        if not (view.scoped or view.conditions):
-            return None if flags.all_real(info) else info.real[..., None]
-        told = flags.of(info)
-        code = view.cut["code"].expand(-1, told.shape[1], -1)
-        at = info.positions[..., None]
-        open_ = told.gather(-1, code) & (at >= view.cut["start"]) & (at <= view.cut["stop"])
+        if span.decoding and not isinstance(view.generated, bool):
+            open_ = view.generated
+        elif view.scoped or view.conditions:
+            open_ = _in_scope(view, span, flags)
+        else:
+            return span.info.real[..., None] if span.padded else None
         if not view.conditions:
             return open_
-        n, tokens = told.shape[:2]
+        holds = view.simple.of(z) if view.simple is not None else self._holds(site, view, z, seen)
+        return holds if open_ is None else open_ & holds
+
+    def _holds(self, site: RowTables, view: View, z: Tensor, seen: dict[str, Tensor]) -> Tensor:
+        """bool [n, T, levels * k]: whether each change's condition holds."""
+        n, tokens = z.shape[:2]
         readings = torch.cat(
-            [seen[s] if s in seen else told.new_zeros(n, tokens, t.sizes.k, dtype=torch.float32)
-             for s, t in self._sites.items()], dim=-1,
-        )  # fmt: skip
+            [seen[s] if s in seen else z.new_zeros(n, tokens, t.sizes.k) for s, t in self._sites.items()], dim=-1
+        )
         left = readings.gather(-1, view.cut["left"].expand(-1, tokens, -1))
         other = readings.gather(-1, view.cut["right"].expand(-1, tokens, -1))
         right = torch.where(view.cut["bare"], view.cut["level"], other)
@@ -321,9 +191,9 @@ class RowEngine:
         sizes = site.sizes
         holds = holds.view(n, tokens, sizes.conditions, sizes.terms, sizes.tests).all(-1).any(-1)
         holds = torch.cat([torch.ones_like(holds[..., :1]), holds], dim=-1)
-        return open_ & holds.gather(-1, view.cut["condition"].expand(-1, tokens, -1))
+        return holds.gather(-1, view.cut["condition"].expand(-1, tokens, -1))
 
-    def _decide(self, name: str, span: Span, view: _View, z: Tensor, new: Tensor) -> None:
+    def _decide(self, name: str, span: Span, view: View, z: Tensor, new: Tensor) -> None:
         """The readings at decision tokens, before and after; a decision token is the last of its piece."""
         after = _read(new[:, -1:].float(), view)[:, 0].tolist()
         before = z[:, -1].tolist()
@@ -374,12 +244,6 @@ class _Flags:
 
     def __init__(self) -> None:
         self._flags: Tensor | None = None
-        self._real: bool | None = None
-
-    def all_real(self, info: ForwardInfo) -> bool:
-        if self._real is None:
-            self._real = info.real.shape[1] == 1 or bool(info.real.all())
-        return self._real
 
     def of(self, info: ForwardInfo) -> Tensor:
         """bool [n, T, CODES]: the place of a scope's code says whether the token is in it."""
@@ -394,10 +258,17 @@ class _Flags:
         return self._flags
 
 
-def _read(x: Tensor, view: _View) -> Tensor:
+def _in_scope(view: View, span: Span, flags: _Flags) -> Tensor:
+    """bool [n, T, levels * k]: the tokens where each change's scope and step let it act."""
+    told, at = flags.of(span.info), span.info.positions[..., None]
+    code = view.cut["code"].expand(-1, told.shape[1], -1)
+    return told.gather(-1, code) & (at >= view.cut["start"]) & (at <= view.cut["stop"])
+
+
+def _read(x: Tensor, view: View) -> Tensor:
     """z [n, T, k] of x [n, T, d]."""
     pre = torch.baddbmm(view.cut["b"], x, view.cut["e"])
-    z = torch.where(pre > view.cut["theta"], pre, torch.zeros_like(pre))
+    z = torch.where(pre > view.cut["theta"], pre, 0.0)
     for dictionary, rows, latents in view.full:
         at = torch.tensor(rows, device=x.device)
         exact = dictionary.encode(x[at]).to(x.dtype)
@@ -406,8 +277,15 @@ def _read(x: Tensor, view: _View) -> Tensor:
     return z
 
 
-def _change(z: Tensor, view: _View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(the change of each level [n, T, L, k], their sum [n, T, k])."""
+def _written(x: Tensor, total: Tensor, view: View) -> Tensor:
+    """x [n, T, d] moved along the written directions by total [n, T, k]."""
+    if total.shape[-1] == 1:
+        return torch.addcmul(x, total, view.cut["write"])
+    return torch.baddbmm(x, total, view.cut["write"])
+
+
+def _change(z: Tensor, view: View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(the change of each level [n, T, L * k], their sum [n, T, k])."""
     alpha, beta = view.cut["alpha"], view.cut["beta"]
     levels, k = alpha.shape[1], alpha.shape[-1]
     steps, total = [], None
@@ -419,38 +297,8 @@ def _change(z: Tensor, view: _View, mask: Tensor | None) -> tuple[Tensor, Tensor
             step = torch.where(view.cut["bounded"][:, i], inside, step)
         if mask is not None:
             open_ = mask if mask.shape[-1] == 1 else mask[..., i * k : (i + 1) * k]
-            step = torch.where(open_, step, torch.zeros_like(step))
+            step = torch.where(open_, step, 0.0)
         steps.append(step)
         total = step if total is None else total + step
     assert total is not None
-    return torch.stack(steps, dim=2), total
-
-
-def _full(own: Sequence[RowSite | None], device: torch.device, k: int) -> list[tuple[Any, list[int], Tensor]]:
-    """Rows whose latents only a full encode can read, by dictionary."""
-    found: dict[int, tuple[Any, list[int], list[Tensor]]] = {}
-    for i, site in enumerate(own):
-        if site is None or not bool((site.full >= 0).any()):
-            continue
-        entry = found.setdefault(id(site.dictionary), (site.dictionary, [], []))
-        entry[1].append(i)
-        wide = torch.full((1, k), -1, dtype=torch.long)
-        wide[:, : site.full.shape[1]] = site.full
-        entry[2].append(wide)
-    return [(d, rows, torch.stack(latents).to(device)) for d, rows, latents in found.values()]
-
-
-def _closed_only_where_empty(site: RowSite | None) -> bool:
-    """Whether no edit of the row is shut out by scope or step."""
-    return site is None or all(mask.scope.kind == "all" and mask.gate.steps is None for mask in site.masks.values())
-
-
-def _copy_fired(old: _Site, new: _Site) -> None:
-    for level in range(old.sizes.levels):
-        k = old.sizes.k
-        new.fired[:, :, level * new.sizes.k : level * new.sizes.k + k] = old.fired[:, :, level * k : (level + 1) * k]
-
-
-def _up(n: int) -> int:
-    return 1 << (n - 1).bit_length() if n > 0 else 0
-
+    return (total if levels == 1 else torch.cat(steps, dim=-1)), total
