@@ -57,6 +57,15 @@ def test_kmeans_fires_on_the_nearest_centroid(planted):
         kmeans.fit(x[:10], 20)
 
 
+def test_kmeans_reads_rows_in_blocks_and_counts_as_it_encodes(planted, monkeypatch):
+    x = planted.activations[:700]
+    d = kmeans.fit(x, 20, 0, rows=600)
+    counted = dictionaries.with_statistics(d, x[torch.randperm(700, generator=torch.Generator().manual_seed(0))[:600]])
+    assert torch.equal(d.firing_rate, counted.firing_rate) and torch.equal(d.max_activation, counted.max_activation)
+    monkeypatch.setattr(kmeans, "_ROWS", 37)
+    torch.testing.assert_close(kmeans.fit(x, 20, 0, rows=600).W_dec, d.W_dec, atol=1e-4, rtol=1e-4)
+
+
 def test_pca_is_complete_at_full_width_and_best_below(planted):
     x = planted.activations[:3000]
     full = pca.fit(x, 2 * D)

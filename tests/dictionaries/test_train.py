@@ -156,3 +156,13 @@ def test_bad_settings_are_refused(wrong):
 
 def test_config_is_data():
     assert TrainConfig(n_features=64) == TrainConfig(n_features=64)
+
+
+def test_a_tensor_is_streamed_where_it_lies_each_row_once_an_epoch():
+    x = torch.arange(103.0)[:, None].repeat(1, 2)
+    stream = Stream(x, batch=10, held_out=13, buffer=10, generator=torch.Generator().manual_seed(0))
+    assert stream._pool.data_ptr() == x.data_ptr()
+    held, first = set(stream.held_out[:, 0].tolist()), set(stream.sample(1000)[:, 0].tolist())
+    epochs = [[v for _ in range(9) for v in stream.next()[:, 0].tolist()] for _ in range(2)]
+    assert len(held) == 13 and first.isdisjoint(held) and first | held == set(x[:, 0].tolist())
+    assert set(epochs[0]) == set(epochs[1]) == first and epochs[0] != epochs[1]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fairlead.core.errors import FairleadError
 from fairlead.dictionaries.base import SparseDictionary
-from fairlead.dictionaries.quality import with_statistics
+
+_ROWS = 256  # read at once
 
 
 def fit(
@@ -28,19 +29,17 @@ def fit(
     loses all its rows moves to the row worst served."""
     if len(activations) < n_features:
         raise FairleadError("too few rows for k-means", expected=f"at least {n_features}", got=str(len(activations)))
-    generator = torch.Generator().manual_seed(seed)
-    sample = activations[torch.randperm(len(activations), generator=generator)[: max(rows, n_features)]]
-    mean = sample.mean(0)
-    x = sample - mean
-    centroids = x[:n_features].clone()
+    order = torch.randperm(len(activations), generator=torch.Generator().manual_seed(seed))
+    places = order[: max(rows, n_features)]
+    mean = torch.stack([activations[part].sum(0) for part in places.split(_ROWS)]).sum(0) / len(places)
+    centroids = activations[places[:n_features]] - mean
     for _ in range(iterations):
-        nearest, distance = _assign(x, centroids)
-        count = torch.bincount(nearest, minlength=n_features)
-        total = torch.zeros_like(centroids).index_add_(0, nearest, x)
+        count, total, distance = _assign(activations, places, mean, centroids)
         centroids = total / count.clamp_min(1)[:, None]
         empty = (count == 0).nonzero().squeeze(1)
-        centroids[empty] = x[distance.topk(len(empty)).indices]
-    dictionary = SparseDictionary(
+        centroids[empty] = activations[places[distance.topk(len(empty)).indices.cpu()]] - mean
+    count = _assign(activations, places, mean, centroids)[0]
+    return SparseDictionary(
         name=name,
         site=site,
         W_enc=centroids.T.contiguous(),
@@ -48,17 +47,24 @@ def fit(
         b_enc=-centroids.square().sum(-1) / 2,
         b_dec=mean,
         activation="onehot",
-        training_flops=2.0 * iterations * x.numel() * n_features,
+        training_flops=2.0 * iterations * len(places) * activations.shape[1] * n_features,
+        max_activation=(count > 0).float(),
+        firing_rate=count / len(places),
     )
-    return with_statistics(dictionary, sample)
 
 
-def _assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """(nearest centroid [n], half the squared distance to it [n]), a block of rows at a time."""
-    offset = centroids.square().sum(-1) / 2
-    best = [(part @ centroids.T - offset).max(-1) for part in x.split(4096)]
-    score = torch.cat([b.values for b in best])
-    return torch.cat([b.indices for b in best]), x.square().sum(-1) / 2 - score
+def _assign(activations: Tensor, places: Tensor, mean: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows at `places`, less `mean`: how many are nearest to each centroid [m], their sums [m, d], and half the
+    squared distance of each row to its centroid [n]; a block of rows at a time, so that none are copied."""
+    offset, distance = centroids.square().sum(-1) / 2, []
+    count, total = torch.zeros_like(offset, dtype=torch.long), torch.zeros_like(centroids)
+    for part in places.split(_ROWS):
+        x = activations[part] - mean
+        best = (x @ centroids.T).sub_(offset).max(-1)
+        count += torch.bincount(best.indices, minlength=len(centroids))
+        total.index_add_(0, best.indices, x)
+        distance.append(x.square().sum(-1) / 2 - best.values)
+    return count, total, torch.cat(distance)
 
 
 plugin = fit

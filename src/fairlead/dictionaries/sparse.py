@@ -64,7 +64,7 @@ class _EncodeAt(torch.autograd.Function):
         x, encoder, b_enc, b_dec = ctx.saved_tensors
         grad, code = grads[0].contiguous(), ctx.code
         d_b_enc = torch.zeros_like(b_enc).index_add_(0, code.cols, grad)
-        d_encoder = code.sum_by_latent(grad, x) - torch.outer(d_b_enc, b_dec)
+        d_encoder = code.sum_by_latent(grad, x).addr_(d_b_enc, b_dec, alpha=-1)
         return None, d_encoder, d_b_enc, -(d_b_enc @ encoder), None, None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fairlead.core.errors import FairleadError, LoadError
 
 Activations = Tensor | Iterable[Tensor]
+_CHECKED = 1 << 18  # numbers checked at once
 
 
 def harvest(
@@ -41,9 +42,9 @@ def _read(subject: Any, prompts: Sequence[Any], site: str, tokens: str) -> Tenso
 class Stream:
     """Shuffled batches of `batch` rows, with the first rows held out.
 
-    A tensor is permuted once per epoch. An iterable is read into a shuffle buffer that is drained by half
-    and refilled; when it ends it is iterated again, so a list or a re-iterable source gives more epochs,
-    and a generator that has run dry raises FairleadError.
+    A tensor is permuted once per epoch and read where it lies, never copied. An iterable is read into a shuffle buffer
+    that is drained by half and refilled; when it ends it is iterated again, so a list or a re-iterable source gives
+    more epochs, and a generator that has run dry raises FairleadError.
     """
 
     def __init__(
@@ -55,18 +56,19 @@ class Stream:
             _check(source)
             order = torch.randperm(len(source), generator=generator)
             held_out = min(held_out, len(source) // 5)
-            self.held_out, self._pool = source[order[:held_out]], source[order[held_out:]]
+            self.held_out, self._pool, self._places = source[order[:held_out]], source, order[held_out:]
             self._pieces: Iterator[Tensor] | None = None
         else:
             self._pieces = iter(source)
             self._pool = self._filled(torch.empty(0), held_out + buffer)
             held_out = min(held_out, len(self._pool) // 5)
             self.held_out, self._pool = self._pool[:held_out], self._pool[held_out:]
-        if len(self._pool) < batch:
+            self._places = torch.arange(len(self._pool))
+        if len(self._places) < batch:
             raise FairleadError(
                 "too few activations to train a dictionary",
                 expected=f"at least {batch} rows beside those held out",
-                got=str(len(self._pool)),
+                got=str(len(self._places)),
                 do="harvest more prompts, or make the batch smaller",
             )
         self._order = self._shuffled()
@@ -78,13 +80,14 @@ class Stream:
 
     def sample(self, rows: int) -> Tensor:
         """The first `rows` rows waiting for training: what to initialise on."""
-        return self._pool[:rows]
+        return self._pool[self._places[:rows]]
 
     def next(self) -> Tensor:
         """[batch, d] rows; the next epoch begins when this one has no full batch left."""
         if self._pieces is not None and len(self._order) < max(self.batch, self._buffer // 2):
             rest = self._pool[self._order]
             self._pool = self._filled(rest, self._buffer)
+            self._places = torch.arange(len(self._pool))
             self._order = self._shuffled()
         elif len(self._order) < self.batch:
             self._order = self._shuffled()
@@ -92,7 +95,8 @@ class Stream:
         return self._pool[chosen]
 
     def _shuffled(self) -> Tensor:
-        return torch.randperm(len(self._pool), generator=self.generator)
+        """Places in the pool of what waits for training, in a new order."""
+        return self._places[torch.randperm(len(self._places), generator=self.generator)]
 
     def _filled(self, rows: Tensor, wanted: int) -> Tensor:
         """`rows` with pieces of the source appended until there are `wanted`; held-out rows are never read again."""
@@ -121,5 +125,5 @@ class Stream:
 def _check(rows: Tensor) -> None:
     if rows.ndim != 2:
         raise LoadError("activations are not a matrix", expected="[rows, d]", got=str(tuple(rows.shape)))
-    if not torch.isfinite(rows).all():
+    if not all(bool(part.isfinite().all()) for part in rows.split(max(1, _CHECKED // max(1, rows.shape[1])))):
         raise LoadError("activations hold NaN or infinity", expected="finite numbers", do="check the model's weights")

@@ -232,7 +232,7 @@ class Trainer:
         """One Adam step; with `unit_norm`, along the sphere and back onto it."""
         gradient = self.decoder.grad
         if self.config.unit_norm and gradient is not None:
-            gradient -= (gradient * self.decoder).sum(-1, keepdim=True) * self.decoder
+            gradient.addcmul_((gradient * self.decoder).sum(-1, keepdim=True), self.decoder, value=-1)
         self.optimizer.step()
         if self.config.unit_norm:
             self.decoder /= self.decoder.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.features.texts.planted import NAMES, embedded, world
 
 from fairlead.core.errors import FairleadError
@@ -29,6 +30,20 @@ def test_kinds_are_reproducible_and_sparse(kind: str) -> None:
     half = dictionary.encode(one, x[:50])
     assert np.allclose(half.toarray(), z[:50].toarray(), atol=1e-6)
     assert dictionary.encode(one, x[:0]).shape == (0, one.n_features)
+
+
+@pytest.mark.parametrize("kind", dictionary.KINDS)
+def test_latents_are_what_the_dictionaries_say_however_few_rows_are_read_at_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = embedded(world(120)[0])
+    found = dictionary.fit(kind, x)
+    dense = torch.cat([part.encode(torch.from_numpy(x)) for part in found.parts], dim=1).numpy()
+    whole = dictionary.encode(found, x)
+    monkeypatch.setattr(dictionary, "_ROWS", 7)
+    for z in (whole, dictionary.encode(found, x)):
+        assert z.has_sorted_indices and np.allclose(z.toarray(), dense, atol=1e-6)
+        assert z.nnz == np.count_nonzero(z.toarray())
 
 
 def test_levels_find_what_was_planted_and_random_directions_do_not() -> None:

@@ -33,7 +33,8 @@ LEAST = 20  # texts below which nothing is fitted
 TAIL = 0.9  # a direction's latent fires on the tenth of the training texts where it is largest
 EPOCHS = 60
 PATIENCE = {"topk": 3, "matryoshka": 8}  # epochs without a better one; levels begin where they nearly end
-_CHUNK = 1 << 24  # pre-activations held at once, 64 MiB
+_CHUNK, _ROWS = 1 << 18, 1024  # pre-activations held at once, 1 MiB; rows read at once, at most
+_TAIL_READ = 1 << 27  # pre-activations that a direction's threshold is read from
 
 Progress = Callable[[int, int], None]
 
@@ -112,15 +113,32 @@ def encode(dictionary: Levels, x: Any) -> Any:
     """Latents of x [n, d] as a sparse matrix [n, m] of float32, a chunk of rows at a time."""
     from scipy.sparse import csr_matrix, hstack, vstack
 
-    rows, parts = np.asarray(x, dtype=np.float32), []
-    step = max(1, _CHUNK // dictionary.n_features)
+    rows, chunks = np.asarray(x, dtype=np.float32), []
+    step = max(1, min(_ROWS, _CHUNK // max(p.n_features for p in dictionary.parts)))
     with torch.inference_mode():
         for start in range(0, len(rows), step):
             chunk = torch.from_numpy(rows[start : start + step])
-            parts.append(hstack([csr_matrix(p.encode(chunk).numpy()) for p in dictionary.parts], format="csr"))
-    if not parts:
+            chunks.append(hstack([_sparse(p, chunk) for p in dictionary.parts], format="csr"))
+    if not chunks:
         return csr_matrix((0, dictionary.n_features), dtype=np.float32)
-    return parts[0] if len(parts) == 1 else vstack(parts, format="csr")
+    return chunks[0] if len(chunks) == 1 else vstack(chunks, format="csr")
+
+
+def _sparse(part: SparseDictionary, x: Tensor) -> Any:
+    """`part.encode(x)` as a sparse matrix; of a TopK without a dense one between."""
+    from scipy.sparse import csr_matrix
+
+    if part.activation != "topk" or part.k is None:
+        return csr_matrix(part.encode(x).numpy())
+    top = part.preactivations(x).topk(part.k, dim=-1)
+    starts = np.arange(0, top.values.numel() + 1, part.k, dtype=np.int32)
+    found = csr_matrix(
+        (top.values.relu().flatten().numpy(), top.indices.flatten().to(torch.int32).numpy(), starts),
+        shape=(len(x), part.n_features),
+    )
+    found.eliminate_zeros()
+    found.sort_indices()
+    return found
 
 
 # ---- trained
@@ -193,7 +211,7 @@ def _signed(kind: str, directions: Tensor, mean: Tensor) -> SparseDictionary:
 
 def _tailed(dictionary: SparseDictionary, rows: Tensor) -> SparseDictionary:
     """Each latent fires on the share 1 − `TAIL` of the rows where it is largest, and nowhere else."""
-    pre = dictionary.preactivations(rows[: max(1, 8 * _CHUNK // dictionary.n_features)])
+    pre = dictionary.preactivations(rows[: max(1, _TAIL_READ // dictionary.n_features)])
     at = torch.quantile(pre.double(), TAIL, dim=0).float() if len(pre) < 100_000 else _quantile(pre)
     return dictionary.replace(activation="jumprelu", threshold=at.clamp_min(0.0))
 

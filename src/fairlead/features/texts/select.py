@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy import stats
 from scipy.sparse import csc_matrix, csr_matrix
+from scipy.special import stdtr
 
 from fairlead.core.errors import FairleadError
 from fairlead.features.texts import knockoffs
@@ -171,7 +171,7 @@ def p_values(x: Design, y: Array) -> Array:
     """Two-sided p of each partial correlation, by Student's t; 1 for an empty column. For pairs y is −1 and 1."""
     r = np.clip(correlations(x, y), -1 + 1e-15, 1 - 1e-15)
     degrees = max(1, x.shape[0] - x.basis.shape[1] - 1)
-    found = 2 * stats.t.sf(np.abs(r) * np.sqrt(degrees / (1 - r**2)), degrees)
+    found = 2 * stdtr(degrees, -np.abs(r) * np.sqrt(degrees / (1 - r**2)))
     return np.where(x.length > 0, found, 1.0)
 
 
