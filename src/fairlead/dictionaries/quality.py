@@ -10,7 +10,7 @@ from torch import Tensor
 from fairlead.core.errors import FairleadError
 from fairlead.dictionaries.base import SparseDictionary
 
-_CHUNK = 2**18  # latents held at once, or those of up to 64 rows while that is no more than 16 times as many
+_CHUNK, _ROWS = 2**22, 256  # latents and rows held at once
 _CALIBRATION = 2**24  # pre-activations a threshold is read from
 
 
@@ -72,5 +72,4 @@ def calibrated(dictionary: SparseDictionary, activations: Tensor, l0: float | No
 
 
 def _chunks(dictionary: SparseDictionary, activations: Tensor) -> Iterator[Tensor]:
-    m = dictionary.n_features
-    yield from activations.split(max(1, min(64, 16 * _CHUNK // m), _CHUNK // m))
+    yield from activations.split(max(1, min(_ROWS, _CHUNK // dictionary.n_features)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from fairlead.core.errors import FairleadError, LoadError
 
 Activations = Tensor | Iterable[Tensor]
-_CHECKED = 1 << 18  # numbers checked at once
+_CHECKED = 1 << 16  # numbers checked at once
 
 
 def harvest(

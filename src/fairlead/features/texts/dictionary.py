@@ -33,7 +33,7 @@ LEAST = 20  # texts below which nothing is fitted
 TAIL = 0.9  # a direction's latent fires on the tenth of the training texts where it is largest
 EPOCHS = 60
 PATIENCE = {"topk": 3, "matryoshka": 8}  # epochs without a better one; levels begin where they nearly end
-_CHUNK, _ROWS = 1 << 18, 1024  # pre-activations held at once, 1 MiB; rows read at once, at most
+_ROWS = 256  # read at once
 _TAIL_READ = 1 << 27  # pre-activations that a direction's threshold is read from
 
 Progress = Callable[[int, int], None]
@@ -87,7 +87,7 @@ def fit(
     if n < LEAST:
         raise FairleadError("too few texts to fit a dictionary on", expected=f"at least {LEAST}", got=str(n),
                             do="add texts, or use n-grams (the arm texts.ngrams)")  # fmt: skip
-    if not bool((rows != rows[0]).any()):
+    if not any(bool((part != rows[0]).any()) for part in rows.split(_ROWS)):
         raise FairleadError("all texts are alike", expected="texts that differ", got=f"{n} texts with one embedding")
     m = min(n_features or sizes(n)[0], n // 2)
     if kind == "levels":
@@ -114,10 +114,9 @@ def encode(dictionary: Levels, x: Any) -> Any:
     from scipy.sparse import csr_matrix, hstack, vstack
 
     rows, chunks = np.asarray(x, dtype=np.float32), []
-    step = max(1, min(_ROWS, _CHUNK // max(p.n_features for p in dictionary.parts)))
     with torch.inference_mode():
-        for start in range(0, len(rows), step):
-            chunk = torch.from_numpy(rows[start : start + step])
+        for start in range(0, len(rows), _ROWS):
+            chunk = torch.from_numpy(rows[start : start + _ROWS])
             chunks.append(hstack([_sparse(p, chunk) for p in dictionary.parts], format="csr"))
     if not chunks:
         return csr_matrix((0, dictionary.n_features), dtype=np.float32)
