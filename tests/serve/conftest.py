@@ -17,10 +17,12 @@ from fairlead.core.records import Store
 from fairlead.dictionaries import random as random_dictionary
 from fairlead.lm.load import load
 from fairlead.methods._steered import Steered
+from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served, bare, fitted
-from fairlead.serve.server import Endpoint
+from fairlead.serve.server import Endpoint, Settings
 
 MODEL = "pocket/tiny"
+SMALL = Limits(tokens=4, n=3, messages=3, choices=3, stops=2, edits=3, edit_chars=60, body=20_000, body_seconds=0.3)
 EDIT = "3 += 40 at prompt"
 
 
@@ -60,6 +62,14 @@ async def client(models: list[Served]) -> AsyncIterator[httpx2.AsyncClient]:
     async with httpx2.AsyncClient(base_url=endpoint.url, timeout=60) as found:
         yield found
     await endpoint.stop()
+
+
+@pytest.fixture
+async def endpoint(models: list[Served]) -> AsyncIterator[Endpoint]:
+    """A server with a dictionary, whose limits are soon reached."""
+    found = await Endpoint.start(models, dictionaries=[models[1].fitted.rows], settings=Settings(limits=SMALL))
+    yield found
+    await found.stop()
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from fairlead.serve import ask
 from fairlead.serve.ask import LIMITS, Refused, read
+from fairlead.serve.limits import Limits
 
 KEYS = [
-    *ask._READ, *ask._READ_CHAT, *ask._READ_TEXT, *ask._IGNORED, *ask._NEUTRAL, *ask._NEUTRAL_CHAT, *ask._NEUTRAL_TEXT,
+    *ask._READ, *ask._READ_CHAT, *ask._READ_TEXT, *ask.IGNORED, *ask._NEUTRAL, *ask._NEUTRAL_CHAT, *ask._NEUTRAL_TEXT,
     *ask._MORE, "role", "content", "type", "text", "include_usage",
 ]  # fmt: skip
 WORDS = st.sampled_from(["user", "assistant", "system", "developer", "text", "none", "auto", "m"])
@@ -56,3 +57,9 @@ def test_what_a_client_sends_by_default_is_read():
     parts = {"model": "m", "messages": [{"role": "developer", "content": [{"type": "text", "text": "a"}]},
                                         {"role": "user", "content": "b"}]}  # fmt: skip
     assert [m.role for m in read(json.dumps(parts).encode()).messages] == ["system", "user"]
+
+
+def test_an_answer_is_no_longer_than_the_server_allows_where_the_request_does_not_say() -> None:
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
+    assert ask.read(body).max_tokens == ask.DEFAULT_TOKENS
+    assert ask.read(body, Limits(tokens=4)).max_tokens == 4

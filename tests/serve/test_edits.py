@@ -177,6 +177,7 @@ async def test_who_hangs_up_is_forgotten(models: Any, rows: Any) -> None:
             while scheduler.busy or endpoint._desk.waiting:
                 await asyncio.sleep(0.001)
         assert scheduler.stats.cancelled + scheduler.stats.finished == 2 and scheduler.stats.cancelled >= 1
+        assert (await client.post(CHAT, json=ask())).status_code == 200
     await endpoint.stop()
 
 
@@ -226,8 +227,9 @@ async def test_an_error_in_the_middle_of_a_stream_is_an_event(models: Any, monke
     endpoint = await Endpoint.start(models)
     (scheduler,) = endpoint._desk.schedulers
     async with httpx2.AsyncClient(base_url=endpoint.url, timeout=60) as client:
+        before = await client.post(CHAT, json=ask())
         real, left = scheduler.batch._run, iter(range(40))
-        scheduler.batch._ends = frozenset()
+        monkeypatch.setattr(scheduler.batch, "_ends", frozenset())
 
         def forward(first: int, pieces: Any) -> Any:
             if next(left, None) is None:
@@ -238,4 +240,8 @@ async def test_an_error_in_the_middle_of_a_stream_is_an_event(models: Any, monke
         async with client.stream("POST", CHAT, json=ask(max_tokens=300, stream=True, temperature=1.0)) as got:
             lines = [line.removeprefix("data: ") async for line in got.aiter_lines() if line]
         assert got.status_code == 200 and json.loads(lines[-1])["error"]["type"] == "server_error"
+        monkeypatch.undo()
+        again = await client.post(CHAT, json=ask())
+        assert again.status_code == 200 and again.json()["choices"] == before.json()["choices"]
+        assert (await client.get("/health")).json() == {"status": "ok", "waiting": 0}
     await endpoint.stop()

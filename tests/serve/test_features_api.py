@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from tests.app.conftest import FEATURES, SITE, WIDTH
 
@@ -22,6 +23,7 @@ from fairlead.features.harvest import harvest, texts_of
 from fairlead.features.index import Index
 from fairlead.features.labels import Label
 from fairlead.serve.features_api import Shelf, routes
+from fairlead.serve.server import Endpoint
 
 TEXTS = [f"{verb} the {colour} lamp {i}" for i, (verb, colour) in enumerate([("buy", "red"), ("sell", "blue")] * 12)]
 
@@ -142,8 +144,9 @@ async def test_the_routes_answer(client: httpx2.AsyncClient) -> None:
 @pytest.mark.parametrize(("name", "body"), [
     ("search", b""), ("search", b"[]"), ("search", b'{"query": 3}'), ("search", b'{"query": "x", "more": 1}'),
     ("search", b'{"query": "x", "limit": true}'), ("search", b'{"query": "x", "limit": 100000}'),
-    ("search", b'{"query": "\\ud800"}'), ("search", b"[" * 50_000), ("search", b'{"query": "' + b"x" * 500_000 + b'"}'),
+    ("search", b'{"query": "\\ud800"}'), ("search", b"[" * 50_000),
     ("top", b'{"by": "beauty"}'), ("top", b'{"by": NaN}'), ("top", b'{"text": ""}'),
+        ("top", b'{"text": "a", "by": 3}'), ("top", b'{"by": ["density"]}'), ("top", b'{"text": "a", "limit": 0}'),
     ("top", b'{"text": "a", "messages": []}'),
     ("inspect", b'{"latents": []}'), ("inspect", b'{"latents": [-1]}'), ("inspect", b'{"latents": [true]}'),
     ("inspect", b'{"latents": [1e3]}'), ("inspect", b'{"latents": [99999999]}'), ("inspect", b'{"latents": "../../x"}'),
@@ -155,6 +158,11 @@ async def test_a_bad_request_is_a_400_with_a_reason(client: httpx2.AsyncClient, 
     assert got.status_code == 400 and got.json()["error"]["message"], got.text
 
 
+async def test_a_body_that_is_too_large_is_a_413(client: httpx2.AsyncClient) -> None:
+    got = await client.post("/v1/features/search", content=b'{"query": "' + b"x" * 500_000 + b'"}')
+    assert got.status_code == 413 and got.json()["error"]["message"], got.text
+
+
 async def test_without_a_model_a_text_cannot_be_read(shelf: Shelf) -> None:
     bare = Shelf(shelf.store, shelf.labels)
     with pytest.raises(FairleadError, match="no model is open"):
@@ -162,3 +170,46 @@ async def test_without_a_model_a_text_cannot_be_read(shelf: Shelf) -> None:
     assert (await bare.card(1))["label"] and Index(bare.store).count is not None  # type: ignore[arg-type]
     with pytest.raises(FairleadError, match="nothing is known"):
         await Shelf().card(1)
+
+
+# ---- as the endpoint serves it
+
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("search", {"query": "12"}), ("search", {"query": "nowhere", "limit": 3}), ("top", {"by": "density", "limit": 4}),
+    ("top", {"text": "buy a lamp"}), ("top", {"messages": [{"role": "user", "content": "buy"}], "text": None}),
+    ("inspect", {"latents": [1, 7]}), ("inspect", {"latents": [1], "text": "buy"}),
+    ("contrast", {"a": ["buy a lamp"], "b": ["sell", "it"], "limit": 2}),
+]  # fmt: skip
+
+
+async def test_the_endpoint_describes_these_questions_and_their_answers(endpoint: Endpoint) -> None:
+    async with httpx2.AsyncClient(base_url=endpoint.url, timeout=60) as client:
+        told = (await client.get("/openapi.json")).json()
+        for name, body in ASKED:
+            got = await client.post(f"/v1/features/{name}", json=body)
+            post = told["paths"][f"/v1/features/{name}"]["post"]
+            assert got.status_code == 200 and got.json()["latents"] or name == "search", got.text
+            asked, answer = post["requestBody"]["content"], post["responses"]["200"]["content"]
+            for content, value in ((asked, body), (answer, got.json())):
+                schema = {**content["application/json"]["schema"], "components": told["components"]}
+                Draft202012Validator(schema).validate(value)
+        told = (await client.get("/metrics")).text
+        assert 'fairlead_requests_total{path="/v1/features/top",status="200"} 3' in told
+
+
+async def test_without_a_dictionary_it_describes_none(models: Any) -> None:
+    endpoint = await Endpoint.start(models)
+    async with httpx2.AsyncClient(base_url=endpoint.url) as client:
+        assert "features" not in (await client.get("/openapi.json")).text
+        assert (await client.post("/v1/features/top", json={})).status_code == 404
+    await endpoint.stop()
+
+
+async def test_the_endpoint_asks_for_its_key_before_it_reads_a_body(models: Any) -> None:
+    endpoint = await Endpoint.start(models, key="secret", dictionaries=[models[1].fitted.rows])
+    async with httpx2.AsyncClient(base_url=endpoint.url) as client:
+        assert (await client.post("/v1/features/top", content=b"{")).status_code == 401
+        good = {"authorization": "Bearer secret"}
+        assert (await client.post("/v1/features/top", json={"text": "a"}, headers=good)).status_code == 200
+        assert (await client.get("/openapi.json")).json()["paths"]["/v1/features/top"]["post"]["security"]
+    await endpoint.stop()

@@ -15,7 +15,7 @@ LIMITS = Limits()
 DEFAULT_TOKENS = 256
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What a client may send without effect, and what must have the value that changes nothing.
-_IGNORED = ("user", "metadata", "store", "stream_options", "safety_identifier", "prompt_cache_key", "service_tier")
+IGNORED = ("user", "metadata", "store", "stream_options", "safety_identifier", "prompt_cache_key", "service_tier")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}),
 }  # fmt: skip
@@ -69,9 +69,9 @@ class Ask:
 
 def read(body: bytes, limits: Limits = LIMITS, *, text: bool = False) -> Ask:
     """The Ask in a body, of a chat or (`text`) of raw texts. Refused names the key that is wrong."""
-    data = _object(body)
-    neutral = {**_NEUTRAL, **(_NEUTRAL_TEXT if text else _NEUTRAL_CHAT)}
-    known = {*_READ, *(_READ_TEXT if text else _READ_CHAT), *_IGNORED, *neutral}
+    data = json_object(body)
+    neutral = neutral_keys(text=text)
+    known = {*_READ, *(_READ_TEXT if text else _READ_CHAT), *IGNORED, *neutral}
     if unknown := sorted(set(data) - known):
         raise Refused(f"unknown or unsupported: {', '.join(unknown)[:200]}", param=unknown[0][:100])
     for key, allowed in neutral.items():
@@ -79,15 +79,16 @@ def read(body: bytes, limits: Limits = LIMITS, *, text: bool = False) -> Ask:
             raise Refused(f"{key} is not supported here", param=key)
     if not isinstance(data.get("model"), str):
         raise Refused("model is a text", param="model")
-    more = data.get("fairlead") or {}
+    more = {} if data.get("fairlead") is None else data["fairlead"]
     if not isinstance(more, dict) or set(more) - set(_MORE):
         raise Refused('fairlead is an object with "choices", "step" and "paired"', param="fairlead")
-    limit_key = "max_tokens" if data.get("max_completion_tokens") is None else "max_completion_tokens"
+    few = min(DEFAULT_TOKENS, limits.tokens)
+    tokens = [_whole(data, key, few, 1, limits.tokens) for key in ("max_tokens", "max_completion_tokens")]
     ask = Ask(
         model=data["model"],
         messages=() if text else _messages(data.get("messages"), limits),
         prompts=_prompts(data.get("prompt"), limits) if text else (),
-        max_tokens=_whole(data, limit_key, DEFAULT_TOKENS, 1, limits.tokens),
+        max_tokens=tokens[data.get("max_completion_tokens") is not None],
         temperature=_number(data, "temperature", 0.0, 0.0, 2.0),
         top_p=_number(data, "top_p", 1.0, 0.0, 1.0),
         n=_whole(data, "n", 1, 1, limits.n),
@@ -105,6 +106,11 @@ def read(body: bytes, limits: Limits = LIMITS, *, text: bool = False) -> Ask:
     return ask
 
 
+def neutral_keys(*, text: bool) -> dict[str, tuple[Any, ...]]:
+    """What a client may send only with a value that changes nothing, and these values."""
+    return {**_NEUTRAL, **(_NEUTRAL_TEXT if text else _NEUTRAL_CHAT)}
+
+
 def _check_together(ask: Ask, limits: Limits) -> None:
     if ask.n * len(ask.prompts) > limits.n:
         raise Refused(f"n times the prompts is at most {limits.n}", param="n")
@@ -113,7 +119,8 @@ def _check_together(ask: Ask, limits: Limits) -> None:
         raise Refused(f"{wrong[0]} has no meaning beside fairlead.choices", param=wrong[0])
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Refused for anything else: NaN, half a surrogate pair, and a list, too."""
     try:
         data = json.loads(body, parse_constant=_no_constant)
         json.dumps(data, ensure_ascii=False).encode("utf-8")

@@ -12,10 +12,9 @@ says who may ask. What reads a text runs the model, and is asked about apart.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -34,12 +33,14 @@ from fairlead.features.contrast import contrast as contrasted
 from fairlead.features.described import described, words_of
 from fairlead.features.index import NOWHERE, Index
 from fairlead.features.store import Store
+from fairlead.serve.ask import json_object
+from fairlead.serve.limits import FeatureLimits, Limits
+from fairlead.serve.patience import body, while_here
+from fairlead.serve.shapes import HEADERS, no_key, refusal, refused
 
-MOST, LATENTS, TEXTS, CHARS, BODY = 200, 32, 64, 20_000, 400_000
+LIMITS = FeatureLimits()
 PEAKS = 5  # of the strongest windows, whose tokens a search looks at
 BY = ("density", "largest", "mean", "auroc")
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-log = logging.getLogger("fairlead.serve")
 
 May = Callable[[Request], bool]
 Parts = tuple[Any, Any]  # a subject and a dictionary that fits it
@@ -48,7 +49,8 @@ Parts = tuple[Any, Any]  # a subject and a dictionary that fits it
 @dataclass
 class Shelf:
     """What is known of a dictionary's latents: a feature store with its labels, cards that a run made, and a subject
-    with its dictionary. `parts` opens these two when a text is to be read; `now` gives them where they are open."""
+    with its dictionary. `parts` opens these two when a text is to be read; `now` gives them where they are open, and
+    while `guest` is open the model's other users let go of it now and then."""
 
     store: Store | None = None
     labels: Mapping[int, labels.Label] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Shelf:
     parts: Callable[[], Awaitable[Parts]] | None = None
     now: Callable[[], Parts | None] = lambda: None
     screen: Path | None = None
+    guest: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod
     def of(
@@ -247,7 +250,8 @@ class Shelf:
         if self.parts is None:
             raise FairleadError("no model is open here", do="start it with a model and its dictionary")
         subject, dictionary = await self.parts()
-        return await asyncio.to_thread(_latents, subject, dictionary, prompt)
+        with self.guest():
+            return await asyncio.to_thread(_latents, subject, dictionary, prompt)
 
 
 def _latents(subject: Any, dictionary: Any, prompt: str | Messages) -> tuple[list[str], Any]:
@@ -298,29 +302,31 @@ def _auroc(said: labels.Label | None) -> float:
 # ---- the routes
 
 
-def routes(shelf: Shelf, *, may: May = lambda _: True, may_run: May | None = None) -> list[Route]:
+def routes(
+    shelf: Shelf, *, may: May = lambda _: True, may_run: May | None = None, limits: Limits = Limits()  # noqa: B008
+) -> list[Route]:
     """The four routes over a shelf. `may` says whether a request is answered at all, `may_run` (by default the same)
-    whether it may run the model; 401 where not."""
+    whether it may run the model; 401 where not. Of `limits` only the seconds are looked at."""
 
     async def search(asked: Mapping[str, Any]) -> Any:
         query = asked.get("query")
-        if not isinstance(query, str) or len(query) > 200:
-            raise FairleadError("query is a text of at most 200 characters")
+        if not isinstance(query, str) or len(query) > LIMITS.query:
+            raise FairleadError(f"query is a text of at most {LIMITS.query} characters")
         return {"latents": await asyncio.to_thread(shelf.search, query, _limit(asked))}
 
     async def top(asked: Mapping[str, Any]) -> Any:
+        by = asked.get("by", "density")
+        if by not in BY:
+            raise FairleadError("no such figure", expected=", ".join(BY))
         if (prompt := _prompt(asked)) is not None:
             return {"latents": await shelf.top(prompt, _limit(asked))}
-        by = asked.get("by", "density")
-        if not isinstance(by, str):
-            raise FairleadError("no such figure", expected=", ".join(BY))
         return {"latents": await asyncio.to_thread(shelf.ranked, by, _limit(asked))}
 
     async def inspect(asked: Mapping[str, Any]) -> Any:
         wanted = asked.get("latents")
         whole = isinstance(wanted, list) and all(type(i) is int and 0 <= i < 2**31 for i in wanted)
-        if not isinstance(wanted, list) or not whole or not 1 <= len(wanted) <= LATENTS:
-            raise FairleadError(f"latents is a list of 1 to {LATENTS} whole numbers from 0 up")
+        if not isinstance(wanted, list) or not whole or not 1 <= len(wanted) <= LIMITS.latents:
+            raise FairleadError(f"latents is a list of 1 to {LIMITS.latents} whole numbers from 0 up")
         return await shelf.inspect(wanted, _prompt(asked))
 
     async def contrast(asked: Mapping[str, Any]) -> Any:
@@ -329,16 +335,18 @@ def routes(shelf: Shelf, *, may: May = lambda _: True, may_run: May | None = Non
     def route(name: str, call: Callable[[Mapping[str, Any]], Awaitable[Any]], keys: Sequence[str]) -> Route:
         async def answer(request: Request) -> Response:
             try:
-                asked = _object(await _body(request), keys)
+                if not may(request):
+                    raise no_key()
+                asked = _known(json_object(await body(request, LIMITS.body, limits.body_seconds)), keys)
                 runs = name == "contrast" or _prompt(asked) is not None
-                if not (may_run or may if runs else may)(request):
-                    return _said("this needs a key", 401)
-                return JSONResponse(await call(asked), headers=HEADERS)
-            except FairleadError as error:
-                return _said(str(error), 400)
-            except Exception:
-                log.exception("a request failed")
-                return _said("the server failed; its log says how", 500)
+                if runs and may_run is not None and not may_run(request):
+                    raise no_key()
+                found = await while_here(request, asyncio.wait_for(call(asked), limits.seconds))
+                return JSONResponse(found, headers=HEADERS)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except Exception as error:
+                return refusal(refused(error))
 
         return Route(f"/v1/features/{name}", answer, methods=["POST"])
 
@@ -351,41 +359,23 @@ def routes(shelf: Shelf, *, may: May = lambda _: True, may_run: May | None = Non
     ]
 
 
-async def _body(request: Request) -> bytes:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > BODY:
-            raise FairleadError("the body is too large", expected=f"at most {BODY} bytes")
-    return bytes(data)
-
-
-def _object(data: bytes, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(data, parse_constant=_no_constant)
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise FairleadError("the body is not JSON") from error
-    if not isinstance(found, dict) or set(found) - set(keys):
-        raise FairleadError("the body is no object of known keys", expected=", ".join(keys))
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _known(asked: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    if unknown := sorted(set(asked) - set(keys)):
+        raise FairleadError("not a key of this question", expected=", ".join(keys), got=unknown[0][:100])
+    return asked
 
 
 def _limit(asked: Mapping[str, Any]) -> int:
     limit = asked.get("limit", 20)
-    if type(limit) is not int or not 1 <= limit <= MOST:
-        raise FairleadError(f"limit is a whole number from 1 to {MOST}")
+    if type(limit) is not int or not 1 <= limit <= LIMITS.rows:
+        raise FairleadError(f"limit is a whole number from 1 to {LIMITS.rows}")
     return limit
 
 
 def _texts(value: Any, key: str) -> list[str]:
-    good = isinstance(value, list) and 1 <= len(value) <= TEXTS
-    if not good or not all(isinstance(t, str) and t.strip() and len(t) <= CHARS for t in value):
-        raise FairleadError(f"{key} is a list of 1 to {TEXTS} texts of at most {CHARS} characters")
+    good = isinstance(value, list) and 1 <= len(value) <= LIMITS.texts
+    if not good or not all(isinstance(t, str) and t.strip() and len(t) <= LIMITS.chars for t in value):
+        raise FairleadError(f"{key} is a list of 1 to {LIMITS.texts} texts of at most {LIMITS.chars} characters")
     return list(value)
 
 
@@ -398,16 +388,12 @@ def _prompt(asked: Mapping[str, Any]) -> str | Messages | None:
         return _texts([text], "text")[0]
     if messages is None:
         return None
-    good = isinstance(messages, list) and 1 <= len(messages) <= TEXTS
+    good = isinstance(messages, list) and 1 <= len(messages) <= LIMITS.texts
     if not good or not all(isinstance(m, dict) and set(m) == {"role", "content"} for m in messages):
         raise FairleadError("messages is a list of objects with role and content")
     roles = ("system", "user", "assistant")
-    if not all(m["role"] in roles and isinstance(m["content"], str) and len(m["content"]) <= CHARS for m in messages):
+    if not all(m["role"] in roles and isinstance(m["content"], str) for m in messages):
         raise FairleadError("a message has a role (system, user, assistant) and a text")
+    if any(len(m["content"]) > LIMITS.chars for m in messages):
+        raise FairleadError(f"a message has at most {LIMITS.chars} characters")
     return tuple(Message(m["role"], m["content"]) for m in messages)
-
-
-def _said(message: str, status: int) -> Response:
-    kind = "invalid_request_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status,
-                        headers=HEADERS)  # fmt: skip

@@ -6,6 +6,7 @@
     GET  /v1/models               the names
     POST /v1/chat/completions     an answer, or a stream of server-sent events
     POST /v1/completions          the same of raw texts
+    POST /v1/features/...         what latents do, where there is a dictionary: features_api
 
 Who asks is let go as soon as the connection is: what was at work for it stops after the step.
 """
@@ -16,7 +17,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,19 +29,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from fairlead.core.errors import FairleadError, UnknownName
 from fairlead.serve.ask import LIMITS, Refused, read
-from fairlead.serve.batch import TookTooLong
-from fairlead.serve.lanes import Alone, Answer, Lanes, Shared
+from fairlead.serve.lanes import Alone, Lanes, Shared
 from fairlead.serve.limits import Limits
 from fairlead.serve.metrics import KIND, Requests, page
 from fairlead.serve.openapi import describe
 from fairlead.serve.opened import Served, named
-from fairlead.serve.scheduler import Busy, Scheduler, Stopping
-from fairlead.serve.shapes import HEADERS, Shape, error_event, refusal
+from fairlead.serve.patience import body, while_here
+from fairlead.serve.scheduler import Scheduler
+from fairlead.serve.shapes import HEADERS, Shape, busy, error_event, no_key, refusal, refused
 
 BODY = LIMITS.body  # bytes
 WAITING = 512  # requests here at once; more are sent away for a moment
+Leave = Callable[[], None]
 log = logging.getLogger("fairlead.serve")
 
 
@@ -62,33 +63,35 @@ class Desk:
         self.lanes = Lanes(self.models, self.limits, self.schedulers, self.dictionaries)
 
 
-def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = ()) -> Starlette:
+def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = (), shelf: Any = None) -> Starlette:
     """The application. `hosts` are the names it answers to; a page elsewhere cannot reach it under another. No
-    Access-Control header is ever sent, so a browser gives no other page what it answers. `routes` are more of them."""
+    Access-Control header is ever sent, so a browser gives no other page what it answers. `routes` are more of them;
+    a `shelf` (features_api.Shelf) is what questions about features are answered from."""
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok", "waiting": desk.waiting}, headers=HEADERS)
 
     async def models(request: Request) -> Response:
         if not may(request, desk.key):
-            return refusal(_no_key())
+            return refusal(no_key())
         found = [{"id": m.name, "object": "model", "created": 0, "owned_by": "fairlead"} for m in desk.models]
         return JSONResponse({"object": "list", "data": found}, headers=HEADERS)
 
     async def metrics(request: Request) -> Response:
         if not may(request, desk.key):
-            return refusal(_no_key())
+            return refusal(no_key())
         return Response(page(desk.requests, desk.waiting, desk.schedulers), media_type=KIND, headers=HEADERS)
 
     async def openapi(_request: Request) -> Response:
         names = [] if desk.key else [m.name for m in desk.models]  # who has no key learns no names
-        return JSONResponse(describe(names, desk.limits, key=desk.key is not None), headers=HEADERS)
+        told = describe(names, desk.limits, key=desk.key is not None, features=shelf is not None)
+        return JSONResponse(told, headers=HEADERS)
 
     async def chat(request: Request) -> Response:
-        return await _counted(desk, request, text=False)
+        return await _counted(desk, request, lambda leave: _answered(desk, request, leave, text=False))
 
     async def completions(request: Request) -> Response:
-        return await _counted(desk, request, text=True)
+        return await _counted(desk, request, lambda leave: _answered(desk, request, leave, text=True))
 
     own = [
         Route("/health", health, methods=["GET"]),
@@ -97,6 +100,7 @@ def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = ()) -> S
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        *(_features(desk, shelf) if shelf is not None else ()),
     ]
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
     return Starlette(routes=[*own, *routes], middleware=middleware, exception_handlers={HTTPException: _elsewhere})
@@ -110,19 +114,32 @@ async def _elsewhere(_request: Request, error: Exception) -> Response:
     return response
 
 
-async def _counted(desk: Desk, request: Request, *, text: bool) -> Response:
+def _features(desk: Desk, shelf: Any) -> list[Route]:
+    """The questions about features, each in a place among the requests that are here."""
+    from fairlead.serve.features_api import routes  # with what reads stores: not every server has features
+
+    def placed(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def found(request: Request) -> Response:
+            return await _counted(desk, request, lambda _: answer(request))
+
+        return found
+
+    return [Route(one.path, placed(one.endpoint), methods=["POST"]) for one in routes(shelf, limits=desk.limits)]
+
+
+async def _counted(desk: Desk, request: Request, answer: Callable[[Leave], Awaitable[Response]]) -> Response:
     started = time.perf_counter()
-    response = await _placed(desk, request, text=text)
+    response = await _placed(desk, request, answer)
     desk.requests.count(request.url.path, response.status_code, time.perf_counter() - started)
     return response
 
 
-async def _placed(desk: Desk, request: Request, *, text: bool) -> Response:
+async def _placed(desk: Desk, request: Request, answer: Callable[[Leave], Awaitable[Response]]) -> Response:
     """An answer, while there is a place for one more request."""
     if not may(request, desk.key):
-        return refusal(_no_key())
+        return refusal(no_key())
     if desk.waiting >= desk.most:
-        return refusal(_busy(1))
+        return refusal(busy(1))
     desk.waiting += 1
     left = False
 
@@ -132,7 +149,7 @@ async def _placed(desk: Desk, request: Request, *, text: bool) -> Response:
         left = True
 
     try:
-        response = await _answered(desk, request, text, leave)
+        response = await answer(leave)
     except BaseException:
         leave()
         raise
@@ -141,10 +158,10 @@ async def _placed(desk: Desk, request: Request, *, text: bool) -> Response:
     return response
 
 
-async def _answered(desk: Desk, request: Request, text: bool, leave: Any) -> Response:
+async def _answered(desk: Desk, request: Request, leave: Leave, *, text: bool) -> Response:
     """An answer or a refusal; a stream calls `leave` when it ends."""
     try:
-        ask = read(await _body(request, desk.limits), desk.limits, text=text)
+        ask = read(await body(request, desk.limits.body, desk.limits.body_seconds), desk.limits, text=text)
         served = named(desk.models, ask.model)
         if desk.log_prompts:
             log.info("asked: %r", ask)
@@ -152,7 +169,7 @@ async def _answered(desk: Desk, request: Request, text: bool, leave: Any) -> Res
         try:
             if ask.stream:
                 return await _stream(Shape(served, ask), opened, leave)
-            answer = await _while_here(request, asyncio.wait_for(opened.answer(), desk.limits.seconds))
+            answer = await while_here(request, asyncio.wait_for(opened.answer(), desk.limits.seconds))
         except BaseException:
             opened.cancel()
             raise
@@ -160,47 +177,10 @@ async def _answered(desk: Desk, request: Request, text: bool, leave: Any) -> Res
     except ClientDisconnect:
         return Response(status_code=400)
     except Exception as error:
-        return refusal(_refused(error))
+        return refusal(refused(error))
 
 
-def _refused(error: Exception) -> Refused:
-    """What is told of an error. Of what nobody foresaw, nothing but that: its place is the log."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, UnknownName):
-        return Refused(str(error), status=404, param="model", code="model_not_found")
-    if isinstance(error, FairleadError):
-        return Refused(str(error))
-    if isinstance(error, Busy):
-        return _busy(error.seconds)
-    if isinstance(error, Stopping):
-        return Refused("the server is stopping", status=503, after=5)
-    if isinstance(error, TimeoutError | TookTooLong):
-        return Refused("the answer took too long", status=504)
-    log.error("a request failed", exc_info=error)  # the traceback holds no prompt
-    return Refused("the server failed; its log says how", status=500)
-
-
-async def _while_here(request: Request, work: Any) -> Answer:
-    """`work`, unless who asks hangs up first: then ClientDisconnect."""
-    asked, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise ClientDisconnect
-        answer: Answer = asked.result()
-        return answer
-    finally:
-        gone.cancel()
-        asked.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _stream(shape: Shape, opened: Shared | Alone, leave: Any) -> Response:
+async def _stream(shape: Shape, opened: Shared | Alone, leave: Leave) -> Response:
     """A stream whose head is sent once there is something to say: what fails before that has a status of its own."""
     pieces = opened.pieces()
     first = await anext(pieces, None)
@@ -218,7 +198,7 @@ async def _stream(shape: Shape, opened: Shared | Alone, leave: Any) -> Response:
             try:
                 answer = answer or await opened.answer()
             except Exception as error:
-                yield error_event(_refused(error).message)
+                yield error_event(refused(error).message)
                 return
             for event in shape.closing(answer, streamed):
                 yield event
@@ -229,29 +209,7 @@ async def _stream(shape: Shape, opened: Shared | Alone, leave: Any) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream", headers=HEADERS)
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body:
-                    raise Refused(f"the body is larger than {limits.body} bytes", status=413)
-    except TimeoutError as error:
-        raise Refused(f"the body did not arrive within {limits.body_seconds:g} seconds", status=408) from error
-    return bytes(body)
-
-
 def may(request: Request, key: str | None) -> bool:
     """Whether the request has the key, compared in constant time."""
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     return key is None or hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8"))
-
-
-def _no_key() -> Refused:
-    return Refused("a key is needed: Authorization: Bearer ...", status=401, code="invalid_api_key")
-
-
-def _busy(seconds: int) -> Refused:
-    return Refused("too many requests wait", status=429, after=seconds)
-

@@ -23,3 +23,15 @@ class Limits:
     strength: float = 100.0
     body_seconds: float = 20.0
     seconds: float = 300.0
+
+
+@dataclass(frozen=True)
+class FeatureLimits:
+    """Of a question about features."""
+
+    body: int = 400_000  # bytes
+    query: int = 200  # characters
+    rows: int = 200  # latents of a list
+    latents: int = 32  # cards at once
+    texts: int = 64  # on each side of a contrast; messages of a prompt
+    chars: int = 20_000  # of a text

@@ -7,7 +7,8 @@ from typing import Any
 
 from fairlead import __version__
 from fairlead.core.types import Json
-from fairlead.serve.limits import Limits
+from fairlead.serve.ask import IGNORED, neutral_keys
+from fairlead.serve.limits import FeatureLimits, Limits
 
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _REFUSALS = {
@@ -23,8 +24,8 @@ _REFUSALS = {
 }
 
 
-def describe(names: Sequence[str], limits: Limits, *, key: bool) -> Json:
-    """OpenAPI 3.1 for a server of these models."""
+def describe(names: Sequence[str], limits: Limits, *, key: bool, features: bool = False) -> Json:
+    """OpenAPI 3.1 for a server of these models; `features` are asked about where it has a dictionary."""
     security: list[Json] = [{"bearer": []}] if key else []
     listed = {"object": {"const": "list"}, "data": {"type": "array"}}
     return {
@@ -40,12 +41,14 @@ def describe(names: Sequence[str], limits: Limits, *, key: bool) -> Json:
             "/v1/models": {"get": _get("The models.", listed, security)},
             "/v1/chat/completions": {"post": _post("Answer a chat.", "Chat", "ChatAnswer", security)},
             "/v1/completions": {"post": _post("Continue raw texts.", "Text", "TextAnswer", security)},
+            **(_feature_paths(security) if features else {}),
         },
         "components": {
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
             "schemas": {
                 "Chat": _chat(names, limits), "Text": _text(names, limits), "Error": _error(),
                 "ChatAnswer": _answer("chat.completion"), "TextAnswer": _answer("text_completion"),
+                **(_feature_schemas() if features else {}),
             },
         },
     }  # fmt: skip
@@ -62,13 +65,16 @@ def _metrics(security: Json) -> Json:
     return {"summary": "Counters for Prometheus.", "security": security, "responses": {**found, **_refused("401")}}
 
 
-def _post(told: str, asked: str, answer: str, security: Json) -> Json:
+def _post(told: str, asked: str, answer: str, security: Json, *, streams: bool = True) -> Json:
     whole = {"schema": {"$ref": f"#/components/schemas/{answer}"}}
-    content = {"application/json": whole, "text/event-stream": {"schema": {"type": "string"}}}
+    content = {"application/json": whole}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    said = "An answer, or a stream of them." if streams else "An answer."
     body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{asked}"}}}
     return {
         "summary": told, "security": security, "requestBody": {"required": True, "content": body},
-        "responses": {"200": {"description": "An answer, or a stream of them.", "content": content},
+        "responses": {"200": {"description": said, "content": content},
                       **_refused(*_REFUSALS)},
     }  # fmt: skip
 
@@ -78,7 +84,8 @@ def _refused(*codes: str) -> Json:
 
 
 def _chat(names: Sequence[str], limits: Limits) -> Json:
-    content = [{"type": "string"}, {"type": "array", "items": _object({"type": {"const": "text"}, "text": _string()})}]
+    part = {**_object({"type": {"const": "text"}, "text": _string()}, ("type", "text")), "additionalProperties": True}
+    content = [{"type": "string"}, {"type": "array", "items": part}]
     message = _object(
         {
             "role": {"enum": ["system", "developer", "user", "assistant"]},
@@ -93,23 +100,23 @@ def _chat(names: Sequence[str], limits: Limits) -> Json:
         "logprobs": _or_null({"type": "boolean"}),
         "top_logprobs": _or_null(_whole(0, limits.tops)),
     }
-    return _object({**_shared(names, limits), **own}, ("model", "messages"))
+    return _object({**_without_effect(text=False), **_shared(names, limits), **own}, ("model", "messages"))
 
 
 def _text(names: Sequence[str], limits: Limits) -> Json:
     texts = {"type": "array", "items": _string(), "minItems": 1, "maxItems": limits.n}
     own = {"prompt": {"oneOf": [_string(), texts]}, "logprobs": _or_null(_whole(0, limits.tops))}
-    return _object({**_shared(names, limits), **own}, ("model", "prompt"))
+    return _object({**_without_effect(text=True), **_shared(names, limits), **own}, ("model", "prompt"))
 
 
 def _shared(names: Sequence[str], limits: Limits) -> Json:
-    stop = {"type": "string", "minLength": 1}
+    stop, flag = {"type": "string", "minLength": 1}, {"type": ["boolean", "null"]}
     stops = {"type": "array", "items": stop, "maxItems": limits.stops, "uniqueItems": True}
     legal = {"type": "array", "items": stop, "maxItems": limits.choices, "uniqueItems": True}
     more = {
         "choices": _or_null(legal),
         "step": _or_null(_whole(0, 10_000)),
-        "paired": _or_null({"type": "boolean"}),
+        "paired": flag,
     }
     line = {"type": "string", "maxLength": limits.edit_chars, "description": "A line of the edit language."}
     data = {"type": "array", "maxItems": limits.edits, "items": {"type": "object"}, "description": "Its JSON."}
@@ -121,11 +128,17 @@ def _shared(names: Sequence[str], limits: Limits) -> Json:
         "n": _or_null(_whole(1, limits.n)),
         "seed": _or_null(_whole(-(2**63), 2**63 - 1)),
         "stop": {"oneOf": [stop, stops, {"type": "null"}]},
-        "stream": _or_null({"type": "boolean"}),
-        "stream_options": _or_null({"type": "object", "properties": {"include_usage": {"type": "boolean"}}}),
+        "stream": flag,
+        "stream_options": _or_null({"type": "object", "properties": {"include_usage": flag}}),
         "edits": {"oneOf": [line, data, {"type": "null"}]},
         "fairlead": _or_null(_object(more)),
     }
+
+
+def _without_effect(*, text: bool) -> Json:
+    """Keys that a client may send and that change nothing: any value of some, the neutral one of others."""
+    neutral = {key: {"enum": list(allowed)} for key, allowed in neutral_keys(text=text).items()}
+    return {**{key: {} for key in IGNORED}, **neutral}
 
 
 def _answer(kind: str) -> Json:
@@ -143,6 +156,59 @@ def _answer(kind: str) -> Json:
             }},
         },
     }  # fmt: skip
+
+
+def _feature_paths(security: Json) -> Json:
+    told = {
+        "search": "Latents by number, by words of a label, by a token they peak on.",
+        "inspect": "What is known of latents; with a text, their activation on each token.",
+        "top": "The strongest latents on a text, or of all.",
+        "contrast": "Latents that tell texts from other texts.",
+    }
+    schema = {name: name.capitalize() for name in told}
+    return {
+        f"/v1/features/{name}": {
+            "post": _post(what, schema[name], f"{schema[name]}Answer", security, streams=False)
+        } for name, what in told.items()
+    }  # fmt: skip
+
+
+def _feature_schemas() -> Json:
+    most = FeatureLimits()
+    told = {"type": "string", "minLength": 1, "maxLength": most.chars}
+    texts = {"type": "array", "items": told, "minItems": 1, "maxItems": most.texts}
+    said = {"role": {"enum": ["system", "user", "assistant"]}, "content": {"type": "string", "maxLength": most.chars}}
+    messages = {"type": "array", "items": _object(said, tuple(said)), "minItems": 1, "maxItems": most.texts}
+    read = {"text": _or_null(told), "messages": {**_or_null(messages), "description": "In place of a text."}}
+    limit = {"limit": _whole(1, most.rows)}
+    wanted = {"type": "array", "items": _whole(0, 2**31 - 1), "minItems": 1, "maxItems": most.latents}
+    found = {"type": "string", "enum": ["number", "label", "token"]}
+    number = {"type": "number"}
+    shown = {"tokens": {"type": "array", "items": _string()}, "values": {"type": "object"}}
+    return {
+        "Search": _object({"query": {"type": "string", "maxLength": most.query}, **limit}, ("query",)),
+        "Inspect": _object({"latents": wanted, **read}, ("latents",)),
+        "Top": _object({"by": {"enum": ["density", "largest", "mean", "auroc"]}, **limit, **read}),
+        "Contrast": _object({"a": texts, "b": texts, **limit}, ("a", "b")),
+        "SearchAnswer": _object(_rows({"found": found}), ("latents",)),
+        "InspectAnswer": _object({**_rows({}, more=True), "text": _object(shown, tuple(shown))}, ("latents",)),
+        "TopAnswer": _object(_rows({"value": number, "at": _whole(0), "token": _string()}, ()), ("latents",)),
+        "ContrastAnswer": _object(
+            {**_rows({"auroc_a": number, "difference": number}), "n_a": _whole(1), "n_b": _whole(1)},
+            ("latents", "n_a", "n_b"),
+        ),
+    }
+
+
+def _rows(own: Json, required: Sequence[str] | None = None, *, more: bool = False) -> Json:
+    """Lines about latents: what all of them have, and what this question adds; `more`: whole cards."""
+    number, text = {"type": ["number", "null"]}, {"type": ["string", "null"]}
+    shared: Json = {
+        "latent": _whole(0), "label": text, "holds": {"type": ["boolean", "null"]}, "auroc": number,
+        "density": number, "largest": number,
+    }  # fmt: skip
+    row = _object({**shared, **own}, (*shared, *(own if required is None else required)))
+    return {"latents": {"type": "array", "items": {**row, "additionalProperties": more}}}
 
 
 def _report() -> Json:

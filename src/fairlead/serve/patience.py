@@ -1,13 +1,20 @@
-"""Connections that say nothing are closed: whoever sends a head a byte at a time holds no place for long."""
+"""How long a client is waited for: whoever sends a head or a body a byte at a time holds no place for long, and who
+has hung up is not worked for."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fairlead.serve.ask import Refused
+from fairlead.serve.limits import Limits
+
 HEAD = 10.0  # seconds for the head of a request to arrive
+T = TypeVar("T")
 
 
 class Patient(H11Protocol):
@@ -43,3 +50,35 @@ class Patient(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+async def body(request: Request, most: int, seconds: float = Limits.body_seconds) -> bytes:
+    """A request's body. Refused where it is larger than `most` bytes (413) or not there in `seconds` (408)."""
+    found = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                found += chunk
+                if len(found) > most:
+                    raise Refused(f"the body is larger than {most} bytes", status=413)
+    except TimeoutError as error:
+        raise Refused(f"the body did not arrive within {seconds:g} seconds", status=408) from error
+    return bytes(found)
+
+
+async def while_here(request: Request, work: Awaitable[T]) -> T:
+    """`work`, once the body was read; unless who asks hangs up first: then ClientDisconnect."""
+    asked, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise ClientDisconnect
+        return asked.result()
+    finally:
+        gone.cancel()
+        asked.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from starlette.routing import BaseRoute, Route
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
 
 from fairlead.core.errors import FairleadError
 from fairlead.serve.batch import CHUNK, PREFIXES, ROWS, Batch
-from fairlead.serve.http import Desk, app, may
+from fairlead.serve.http import Desk, app
 from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served
 from fairlead.serve.patience import HEAD, Patient
@@ -46,9 +47,7 @@ class Settings:
 class Endpoint:
     """Serves in the caller's event loop, between `start` and `stop`."""
 
-    def __init__(
-        self, sock: socket.socket, desk: Desk, hosts: Sequence[str], settings: Settings, routes: Sequence[BaseRoute]
-    ) -> None:
+    def __init__(self, sock: socket.socket, desk: Desk, application: Starlette, settings: Settings) -> None:
         class Server(uvicorn.Server):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:  # Ctrl-C belongs to the program, not to its server
@@ -57,7 +56,7 @@ class Endpoint:
         self._sock, self._desk, self._grace = sock, desk, settings.grace
         self._server = Server(
             uvicorn.Config(
-                app(desk, hosts, routes),
+                application,
                 http=Patient,
                 ws="none",
                 log_config=None,
@@ -104,8 +103,8 @@ class Endpoint:
             models, key, limits=settings.limits, schedulers=schedulers(models, settings), dictionaries=dictionaries,
             log_prompts=settings.log_prompts,
         )  # fmt: skip
-        features = feature_routes(models, dictionaries, key)
-        endpoint = cls(_bind(host, port), desk, hosts, settings, [*features, *routes])
+        application = app(desk, hosts, routes, shelf(models, dictionaries, desk.schedulers))
+        endpoint = cls(_bind(host, port), desk, application, settings)
         endpoint._serving = asyncio.create_task(endpoint._server.serve(sockets=[endpoint._sock]))
         while not endpoint._server.started:
             if endpoint._serving.done():
@@ -145,18 +144,19 @@ async def serve(
         await endpoint.stop()
 
 
-def feature_routes(models: Sequence[Served], dictionaries: Sequence[Any], key: str | None) -> list[Route]:
-    """`/v1/features/...` over the first dictionary, for who may ask at all; none where there is no dictionary."""
+def shelf(models: Sequence[Served], dictionaries: Sequence[Any], busy: Sequence[Scheduler]) -> Any:
+    """What `/v1/features/...` is answered from: the first model and dictionary; None where there is no dictionary."""
     if not dictionaries or not models:
-        return []
-    from fairlead.serve.features_api import Shelf, routes
+        return None
+    from fairlead.serve.features_api import Shelf
 
     both = models[0].subject, dictionaries[0]
 
     async def parts() -> tuple[Any, Any]:
         return both
 
-    return routes(Shelf(parts=parts, now=lambda: both), may=lambda request: may(request, key))
+    guest = next((s.guest for s in busy if s.batch.subject is both[0]), contextlib.nullcontext)
+    return Shelf(parts=parts, now=lambda: both, guest=guest)
 
 
 def schedulers(models: Sequence[Served], settings: Settings) -> list[Scheduler]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -11,13 +12,16 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from fairlead.core.errors import FairleadError, UnknownName
 from fairlead.serve.ask import Ask, Refused
-from fairlead.serve.batch import Token
+from fairlead.serve.batch import Token, TookTooLong
 from fairlead.serve.lanes import Answer, Choice
 from fairlead.serve.opened import Served
+from fairlead.serve.scheduler import Busy, Stopping
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 DONE = "data: [DONE]\n\n"
+log = logging.getLogger("fairlead.serve")
 
 
 class Shape:
@@ -109,6 +113,32 @@ class Shape:
         if any(choice.cut for choice in answer.choices):
             about["cut"] = "the server stopped before the answer was done"
         return about
+
+
+def refused(error: Exception) -> Refused:
+    """What is told of an error. Of what nobody foresaw, nothing but that: its place is the log."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, UnknownName):
+        return Refused(str(error), status=404, param="model", code="model_not_found")
+    if isinstance(error, FairleadError):
+        return Refused(str(error))
+    if isinstance(error, Busy):
+        return busy(error.seconds)
+    if isinstance(error, Stopping):
+        return Refused("the server is stopping", status=503, after=5)
+    if isinstance(error, TimeoutError | TookTooLong):
+        return Refused("the answer took too long", status=504)
+    log.error("a request failed", exc_info=error)  # the traceback holds no prompt
+    return Refused("the server failed; its log says how", status=500)
+
+
+def no_key() -> Refused:
+    return Refused("a key is needed: Authorization: Bearer ...", status=401, code="invalid_api_key")
+
+
+def busy(seconds: int) -> Refused:
+    return Refused("too many requests wait", status=429, after=seconds)
 
 
 def refusal(refused: Refused) -> Response:

@@ -15,6 +15,7 @@ import uvicorn
 
 from fairlead.core.errors import FairleadError
 from fairlead.serve.live.web import Live, app
+from fairlead.serve.patience import Patient
 from fairlead.serve.server import is_loopback
 
 LOOK = 0.5  # seconds between two looks at the clock
@@ -43,7 +44,7 @@ async def serve(
     server = _Server(uvicorn.Config(
         app(live, ("127.0.0.1", "localhost", "[::1]") if local else ("*",)), host=host, port=port, log_config=None,
         access_log=False, lifespan="off", server_header=False, limit_concurrency=128, timeout_keep_alive=5,
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=3, http=Patient,
     ))  # fmt: skip
     serving = asyncio.create_task(_bound(server, host, port))
     try:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,12 +37,14 @@ from fairlead.core.errors import EditError, FairleadError
 from fairlead.core.records import Run
 from fairlead.judge import judge
 from fairlead.report.html import assets
+from fairlead.serve.ask import Refused, json_object
 from fairlead.serve.features_api import Shelf
 from fairlead.serve.features_api import routes as feature_routes
 from fairlead.serve.live import replays, trying
 from fairlead.serve.live.episode import Session
 from fairlead.serve.live.pages import POLICY, Pages
 from fairlead.serve.live.tail import Tail
+from fairlead.serve.patience import body
 
 TOKEN = "x-fairlead-token"
 BODY = 100_000  # bytes of a request
@@ -226,9 +227,11 @@ def _episode(session: Session) -> list[Route]:
 
     async def act(request: Request) -> Response:
         try:
-            await _act(session, request.path_params["verb"], await body(request))
+            await _act(session, request.path_params["verb"], await asked_of(request))
         except EditError as error:
             return answer({"error": str(error), "edit": True}, 400)
+        except Refused as error:
+            return answer({"error": str(error)}, error.status)
         except FairleadError as error:
             return answer({"error": str(error)}, 400)
         except Exception:
@@ -251,7 +254,7 @@ def _features(live: Live, shelf: Shelf) -> list[Route]:
     async def attempt(request: Request) -> Response:
         assert live.session is not None
         try:
-            value, bench = await body(request), await live.session.opened()
+            value, bench = await asked_of(request), await live.session.opened()
             messages, actions, step = trying.asked(value, live.session.point)
             match request.path_params["verb"], value:
                 case "compare", {"line": str(line)}:
@@ -261,6 +264,8 @@ def _features(live: Live, shelf: Shelf) -> list[Route]:
                     return answer(await trying.dose(bench, latent, messages, actions, step=step, page=page))
                 case _:
                     raise FairleadError("not something that can be tried", expected="compare with a line, or dose")
+        except Refused as error:
+            return answer({"error": str(error)}, error.status)
         except FairleadError as error:
             return answer({"error": str(error)}, 400)
         except Exception:
@@ -295,21 +300,6 @@ async def _act(session: Session, verb: str, asked: Mapping[str, Any]) -> None:
             raise FairleadError("not something an episode can do", got=verb[:40])
 
 
-async def body(request: Request) -> dict[str, Any]:
-    """A small JSON object. FairleadError for anything else."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > BODY:
-            raise FairleadError("the body is too large", expected=f"at most {BODY} bytes")
-    try:
-        found = json.loads(data or b"{}", parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise FairleadError("the body is not JSON") from error
-    if not isinstance(found, dict):
-        raise FairleadError("the body is no JSON object")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+async def asked_of(request: Request) -> dict[str, Any]:
+    """A small JSON object. Refused for anything else."""
+    return json_object(await body(request, BODY) or b"{}")
