@@ -1,6 +1,6 @@
 """What an edit of its own costs each request of one batch, and how the server's loop stands beside others.
 
-    python -m benchmarks.serving [--rounds 12] [--model small|pocket] [--peers] [--json OUT]
+    python -m benchmarks.serving [--rounds 12] [--model pocket|small|medium] [--peers] [--json OUT]
 
 Every round runs all conditions once, in shuffled order; each gives one ratio, its CPU seconds of this one-thread
 process against those of the reference in the same round, so that a busy machine does not drown it. Reported: the
@@ -46,6 +46,7 @@ from fairlead.steering.slots import compile_row
 MODELS = {
     "pocket": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "vocab_size": 1024, "heads": 4},
     "small": {"hidden_size": 384, "num_hidden_layers": 8, "intermediate_size": 1280, "vocab_size": 8192, "heads": 6},
+    "medium": {"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2304, "vocab_size": 8192, "heads": 12},
 }
 ROWS, PROMPT, NEW = 16, 16, 32
 PEERS = ("nnsight", "steering-vectors", "pyvene", "repeng", "transformer-lens", "sae-lens")
@@ -223,7 +224,7 @@ def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dic
 
 @click.command()
 @click.option("--rounds", "count", default=12, show_default=True)
-@click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=list(MODELS))
+@click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=["pocket", "medium"])
 @click.option("--peers", "with_peers", is_flag=True)
 @click.option("--json", "out", type=click.Path(path_type=Path))
 def main(count: int, names: tuple[str, ...], with_peers: bool, out: Path | None) -> None:
@@ -239,8 +240,8 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, out: Path | None)
         seconds = rounds(work, count, rng)
         plain, hooked = seconds["unedited"], seconds["generate, hook per request"]
         rows = {key: ratio(plain, own) for key, own in seconds.items()}
-        against = ratio(hooked, seconds["16 different clamps"])
-        told[name] = {"speed relative to unedited rows": rows, "16 clamps relative to generate with hooks": against,
+        against = {kind: ratio(hooked, seconds[f"16 different {kind}"]) for kind in ("clamps", "gated clamps")}
+        told[name] = {"speed relative to unedited rows": rows, "relative to generate with hooks": against,
                       "tokens equal those of generate with hooks": same,
                       "tokens per CPU second, unedited": ROWS * NEW / statistics.median(plain)}  # fmt: skip
         if with_peers:

@@ -39,57 +39,56 @@ class Span:
     def __init__(self, first: int, pieces: Sequence[Piece], room: int, device: torch.device) -> None:
         self.first, self.count, self.room, self.device = first, len(pieces), room, device
         self._pieces = pieces
-        starts = [piece.start for piece in pieces]
-        self.prompts = np.array([piece.prompt for piece in pieces])
         self.width = width = max(len(piece.ids) for piece in pieces)
         if width == 1:
             self.ids = np.array([piece.ids[0] for piece in pieces], dtype=np.int64)[:, None]
-            self.positions = np.array(starts, dtype=np.int64)[:, None]  # -1 on padding
+            self.positions = np.array([piece.start for piece in pieces], dtype=np.int64)[:, None]
         else:
             self.ids = np.zeros((self.count, width), dtype=np.int64)
-            self.positions = np.full((self.count, width), -1, dtype=np.int64)
+            self.positions = np.full((self.count, width), -1, dtype=np.int64)  # -1 on padding
             for i, piece in enumerate(pieces):
                 self.ids[i, width - len(piece.ids) :] = piece.ids
-                self.positions[i, width - len(piece.ids) :] = np.arange(starts[i], starts[i] + len(piece.ids))
+                self.positions[i, width - len(piece.ids) :] = np.arange(piece.start, piece.start + len(piece.ids))
         self._places: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def padded(self) -> bool:
-        return self.width > 1 and bool((self.positions < 0).any())
+        return any(len(piece.ids) < self.width for piece in self._pieces)
 
     @cached_property
     def decoding(self) -> bool:
         """Whether every row reads one token that it generated."""
-        return self.width == 1 and bool((self.positions[:, 0] >= self.prompts).all())
+        return self.width == 1 and all(piece.start >= piece.prompt for piece in self._pieces)
 
     @cached_property
     def deciding(self) -> tuple[int, ...]:
         """The rows, counted from `first`, whose last token here is the decision token."""
-        return tuple(np.flatnonzero(self.positions[:, -1] == self.prompts - 1).tolist())
+        return tuple(i for i, piece in enumerate(self._pieces) if piece.start + len(piece.ids) == piece.prompt)
 
     @cached_property
     def at(self) -> Tensor:
         """Positions [n, T] with 0 on padding."""
-        return self.to(np.maximum(self.positions, 0))
+        return self.to(np.maximum(self.positions, 0) if self.padded else self.positions)
 
     def places(self, heads: int) -> tuple[Tensor, Tensor | None]:
         """Where in a store [rows, heads, room, ...], its first three axes as one, the real tokens go; and which of the
         n * heads * T that a layer makes those are (None: all)."""
         if heads not in self._places:
-            rows = (self.first + np.arange(self.count))[:, None, None] * heads + np.arange(heads)[:, None]
-            real = np.broadcast_to(self.positions[:, None] >= 0, (self.count, heads, self.width))
-            flat = (rows * self.room + self.positions[:, None]).reshape(-1)
-            picked = np.flatnonzero(real) if self.padded else None
-            self._places[heads] = (
-                (self.to(flat), None) if picked is None else (self.to(flat[picked]), self.to(picked))
-            )  # fmt: skip
+            row_heads = np.arange(self.first * heads, (self.first + self.count) * heads) * self.room
+            flat = (row_heads.reshape(-1, heads, 1) + self.positions[:, None]).reshape(-1)
+            if self.padded:
+                real = np.broadcast_to(self.positions[:, None] >= 0, (self.count, heads, self.width))
+                picked = np.flatnonzero(real)
+                self._places[heads] = self.to(flat[picked]), self.to(picked)
+            else:
+                self._places[heads] = self.to(flat), None
         return self._places[heads]
 
     @cached_property
     def info(self) -> ForwardInfo:
         """Who each token is, as hooks may ask."""
         real = self.positions >= 0
-        prompts = self.prompts[:, None]
+        prompts = np.array([piece.prompt for piece in self._pieces])[:, None]
         role = np.zeros(self.positions.shape, dtype=np.int64)
         for i, piece in enumerate(self._pieces):
             if piece.roles is not None:
