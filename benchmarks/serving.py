@@ -73,11 +73,11 @@ def dictionary(d: int, m: int, site: str) -> SparseDictionary:
 class Loop:
     """The server's decode loop on a bare model: what `serve.batch` does with 16 rows that come together."""
 
-    def __init__(self, net: Any, held: SparseDictionary, lines: list[str]) -> None:
+    def __init__(self, net: Any, held: SparseDictionary, lines: list[str], backend: str | None = None) -> None:
         shape = SimpleNamespace(context=512)
         checkpoint: Any = SimpleNamespace(model=net, sites=Sites(net, net.config.num_hidden_layers), masks=Masks(),
                                           shape=shape, fits=lambda _: None)  # fmt: skip
-        self.rows = Rows(checkpoint, ROWS)
+        self.rows = Rows(checkpoint, ROWS, None, backend)
         d = net.config.hidden_size
         self.engine = RowEngine(ROWS, d, torch.device("cpu"))
         self.steered = [bool(line) for line in lines]
@@ -92,7 +92,8 @@ class Loop:
         ids, start = list(prompts), 0
         for _ in range(NEW):
             pieces = [Piece(own, start, PROMPT, None, 0, flag) for own, flag in zip(ids, self.steered, strict=True)]
-            logits = self.rows.forward(0, pieces, lambda span: self.engine.hooks(span, self.rows.room))
+            hooks, traced = (lambda span: self.engine.hooks(span, self.rows.room)), self.engine.traced
+            logits = self.rows.forward(0, pieces, hooks, 0.0, traced)
             tokens = logits.argmax(-1).tolist()
             for own, token in zip(said, tokens, strict=True):
                 own.append(token)
@@ -175,7 +176,7 @@ def ratio(reference: list[float], own: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "low": float(low), "high": float(high), "n": len(ratios)}
 
 
-def conditions(net: Any, held: SparseDictionary, site: int) -> dict[str, Callable[[], Any]]:
+def conditions(net: Any, held: SparseDictionary, site: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
     prompts = (np.arange(ROWS * PROMPT).reshape(ROWS, PROMPT) * 7) % net.config.vocab_size
     at = f"@resid.{site}: "
     lines = {
@@ -189,6 +190,9 @@ def conditions(net: Any, held: SparseDictionary, site: int) -> dict[str, Callabl
     for name, own in lines.items():
         loop = Loop(net, held, own)
         found[name] = lambda loop=loop: loop.run(prompts)
+    for name in ("unedited", "16 different gated clamps") if compiled else ():
+        loop = Loop(net, held, lines[name], "inductor")
+        found[f"compiled, {name}"] = lambda loop=loop: loop.run(prompts)
     latents = list(range(ROWS))
     found["generate, no hook"] = lambda: generate(net, prompts, None, site)
     found["generate, hook per request"] = lambda: generate(net, prompts, per_request_hook(held, latents, 1.0), site)
@@ -226,8 +230,9 @@ def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dic
 @click.option("--rounds", "count", default=12, show_default=True)
 @click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=["pocket", "medium"])
 @click.option("--peers", "with_peers", is_flag=True)
+@click.option("--compiled", is_flag=True, help="The compiled step too (Inductor; minutes to compile).")
 @click.option("--json", "out", type=click.Path(path_type=Path))
-def main(count: int, names: tuple[str, ...], with_peers: bool, out: Path | None) -> None:
+def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, out: Path | None) -> None:
     torch.set_num_threads(1)
     rng = random.Random(0)
     told: dict[str, Any] = {"rounds": count}
@@ -235,12 +240,17 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, out: Path | None)
         net = build(MODELS[name])
         site = MODELS[name]["num_hidden_layers"] // 2
         held = dictionary(MODELS[name]["hidden_size"], 2048, f"resid.{site}")
-        work = conditions(net, held, site)
+        work = conditions(net, held, site, compiled)
         same = work["16 different clamps"]() == work["generate, hook per request"]()
         seconds = rounds(work, count, rng)
         plain, hooked = seconds["unedited"], seconds["generate, hook per request"]
         rows = {key: ratio(plain, own) for key, own in seconds.items()}
-        against = {kind: ratio(hooked, seconds[f"16 different {kind}"]) for kind in ("clamps", "gated clamps")}
+        against = {key: ratio(hooked, own) for key, own in seconds.items() if "different" in key}
+        if compiled:
+            own = seconds["compiled, 16 different gated clamps"]
+            told.setdefault("compiled gated clamps relative to compiled unedited rows", {})[name] = ratio(
+                seconds["compiled, unedited"], own
+            )
         told[name] = {"speed relative to unedited rows": rows, "relative to generate with hooks": against,
                       "tokens equal those of generate with hooks": same,
                       "tokens per CPU second, unedited": ROWS * NEW / statistics.median(plain)}  # fmt: skip

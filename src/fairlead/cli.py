@@ -534,6 +534,8 @@ def fix(
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True,
               metavar="SECONDS", help="For one answer.")  # fmt: skip
 @click.option("--log-prompts", is_flag=True, help="Write what is asked to the log; nothing of it otherwise.")
+@click.option("--compile", "compiled", is_flag=True,
+              help="Decode with one compiled function that holds the edits.")  # fmt: skip
 @click.option("--stop-after", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop by itself.")
 @threads
 @as_json

@@ -50,11 +50,13 @@ def open_dictionaries(refs: Sequence[str], models: Sequence[Served]) -> tuple[An
 
 
 def settings(
-    *, rows: int, waiting: int, max_tokens: int, max_strength: float, timeout: float, log_prompts: bool
-) -> Settings:
+    *, rows: int, waiting: int, max_tokens: int, max_strength: float, timeout: float, log_prompts: bool,
+    compiled: bool = False,
+) -> Settings:  # fmt: skip
     """What the options of the verb say."""
     limits = Limits(tokens=max_tokens, strength=max_strength, seconds=timeout)
-    return Settings(rows=rows, waiting=waiting, limits=limits, log_prompts=log_prompts)
+    return Settings(rows=rows, waiting=waiting, limits=limits, log_prompts=log_prompts,
+                    backend="inductor" if compiled else None)  # fmt: skip
 
 
 def execute(

@@ -8,7 +8,7 @@ own. It also keeps it while somebody has hooks in its modules, as those would no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from fairlead.lm.probe import TOKENS, sample_ids
 from fairlead.lm.rowcache import Piece, Span, Store
 
 SitesHook = Callable[[Tensor, Span], Tensor]
+Act = Callable[[Tensor], Tensor]
+Update = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 Weights = dict[str, Any]  # a module's own parameters, looked up at each use: they may be replaced
 
 
@@ -53,7 +55,7 @@ class Lean:
 
     def __init__(self, model: Any) -> None:
         body, self.config = model.model, model.config
-        self._model, self._modules = model, list(model.modules())
+        self._modules, self.dtype = list(model.modules()), model.dtype
         self._rotary = body.rotary_emb
         self._eps = torch.tensor(float(self.config.rms_norm_eps), device=model.device)
         self._embed: Weights = body.embed_tokens._parameters
@@ -69,47 +71,53 @@ class Lean:
         return any(m._forward_hooks or m._forward_pre_hooks for m in self._modules)
 
     def can(self, hooks: Sequence[tuple[str, SitesHook]]) -> bool:
-        """Whether all these sites are places of this forward."""
-        return all(site in self._known for site, _ in hooks)
+        """Whether all these sites are places of this forward, each asked for once."""
+        asked = [site for site, _ in hooks]
+        return len(set(asked)) == len(asked) and self._known.issuperset(asked)
 
     def forward(
         self, span: Span, total: int, masks: Any, store: Store, hooks: Sequence[tuple[str, SitesHook]] = ()
     ) -> Tensor:
         """The logits [n, V] behind each row's last token."""
-        acting: dict[str, list[SitesHook]] = {}
-        for site, hook in hooks:
-            acting.setdefault(site, []).append(hook)
+        def acting_by(hook: SitesHook) -> Act:
+            return lambda h: hook(h, span)
 
-        def at(site: str, h: Tensor) -> Tensor:
-            for hook in acting[site]:
-                h = hook(h, span)
-            return h
+        acting = {site: acting_by(hook) for site, hook in hooks}
 
-        cos, sin = self._angles(span, store.room)
-        h = F.embedding(span.to(span.ids), self._embed["weight"])
+        def update(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            return store.update(layer, keys, values, span, total)
+
+        cos, sin = self.angles(span.at, store.room)
+        return self.body(span.to(span.ids), cos, sin, masks, update, acting)
+
+    def body(
+        self, ids: Tensor, cos: Tensor, sin: Tensor, masks: Any, update: Update, acting: Mapping[str, Act]
+    ) -> Tensor:
+        """The forward of ids [n, T] from tensors alone. `update` takes a layer's new keys and values and gives all that
+        attention reads."""
+        h = F.embedding(ids, self._embed["weight"])
         for i, block in enumerate(self._blocks):
             pre, attn, mlp_in, mlp, post = block.sites
             mask = masks[block.kind] if isinstance(masks, dict) else masks
-            h = at(pre, h) if pre in acting else h
-            made = self._attend(i, block, self._normed(h, block.first), cos, sin, mask, span, total, store)
-            h = h + (at(attn, made) if attn in acting else made)
+            h = acting[pre](h) if pre in acting else h
+            made = self._attend(i, block, self._normed(h, block.first), cos, sin, mask, update)
+            h = h + (acting[attn](made) if attn in acting else made)
             x = self._normed(h, block.second)
-            x = at(mlp_in, x) if mlp_in in acting else x
+            x = acting[mlp_in](x) if mlp_in in acting else x
             made = _linear(block.act(_linear(x, block.gate)) * _linear(x, block.up), block.down)
-            h = h + (at(mlp, made) if mlp in acting else made)
-            h = at(post, h) if post in acting else h
+            h = h + (acting[mlp](made) if mlp in acting else made)
+            h = acting[post](h) if post in acting else h
         return _linear(self._normed(h[:, -1], self._norm), self._head)
 
     def _attend(
-        self, i: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, span: Span, total: int,
-        store: Store,
-    ) -> Tensor:  # fmt: skip
+        self, i: int, block: _Block, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, update: Update
+    ) -> Tensor:
         n, t = x.shape[:2]
         q, k, v = (_linear(x, w).view(n, t, -1, block.size) for w in (block.q, block.k, block.v))
         if block.q_norm is not None and block.k_norm is not None:
             q, k = self._normed(q, block.q_norm), self._normed(k, block.k_norm)
         q, k = _turned(q, cos, sin), _turned(k, cos, sin)
-        keys, values = store.update(i, k.transpose(1, 2), v.transpose(1, 2), span, total)
+        keys, values = update(i, k.transpose(1, 2), v.transpose(1, 2))
         groups = q.shape[2] // keys.shape[1]
         if t == 1:  # the heads that share keys stand beside each other, as so many tokens
             q = q.view(n, -1, groups, block.size)
@@ -128,14 +136,15 @@ class Lean:
         found: Tensor = weight * (scaled if x.dtype == torch.float32 else scaled.to(x.dtype))
         return found
 
-    def _angles(self, span: Span, room: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [n, T, 1, size]; the sine of the first half has its sign turned, see `_turned`."""
+    def angles(self, at: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [n, T, 1, size] of positions below `room`; the sine of the first half has its sign turned, see
+        `_turned`."""
         if self._cos.shape[0] != room:
             like = self._embed["weight"]
             cos, sin = self._rotary(like[:1, None], torch.arange(room, device=like.device)[None])
             half = sin.shape[-1] // 2
             self._cos, self._sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
-        return self._cos[span.at][:, :, None], self._sin[span.at][:, :, None]
+        return self._cos[at][:, :, None], self._sin[at][:, :, None]
 
 
 def find_lean(model: Any, masks: Masks) -> Lean | None:

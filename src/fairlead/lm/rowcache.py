@@ -38,7 +38,7 @@ class Span:
 
     def __init__(self, first: int, pieces: Sequence[Piece], room: int, device: torch.device) -> None:
         self.first, self.count, self.room, self.device = first, len(pieces), room, device
-        self._pieces = pieces
+        self.pieces = pieces
         self.width = width = max(len(piece.ids) for piece in pieces)
         if width == 1:
             self.ids = np.array([piece.ids[0] for piece in pieces], dtype=np.int64)[:, None]
@@ -53,17 +53,17 @@ class Span:
 
     @property
     def padded(self) -> bool:
-        return any(len(piece.ids) < self.width for piece in self._pieces)
+        return any(len(piece.ids) < self.width for piece in self.pieces)
 
     @cached_property
     def decoding(self) -> bool:
         """Whether every row reads one token that it generated."""
-        return self.width == 1 and all(piece.start >= piece.prompt for piece in self._pieces)
+        return self.width == 1 and all(piece.start >= piece.prompt for piece in self.pieces)
 
     @cached_property
     def deciding(self) -> tuple[int, ...]:
         """The rows, counted from `first`, whose last token here is the decision token."""
-        return tuple(i for i, piece in enumerate(self._pieces) if piece.start + len(piece.ids) == piece.prompt)
+        return tuple(i for i, piece in enumerate(self.pieces) if piece.start + len(piece.ids) == piece.prompt)
 
     @cached_property
     def at(self) -> Tensor:
@@ -88,9 +88,9 @@ class Span:
     def info(self) -> ForwardInfo:
         """Who each token is, as hooks may ask."""
         real = self.positions >= 0
-        prompts = np.array([piece.prompt for piece in self._pieces])[:, None]
+        prompts = np.array([piece.prompt for piece in self.pieces])[:, None]
         role = np.zeros(self.positions.shape, dtype=np.int64)
-        for i, piece in enumerate(self._pieces):
+        for i, piece in enumerate(self.pieces):
             if piece.roles is not None:
                 told = piece.roles[piece.start : piece.start + len(piece.ids)]
                 begin = self.width - len(piece.ids)
@@ -102,10 +102,10 @@ class Span:
             is_prompt=self.to(real & (self.positions < prompts)),
             is_last=self.to(self.positions == prompts - 1),
             real=self.to(real),
-            step=self.to(np.array([piece.step for piece in self._pieces])),
-            slot=self.to(np.where([piece.steered for piece in self._pieces], request + 1, 0)),
+            step=self.to(np.array([piece.step for piece in self.pieces])),
+            slot=self.to(np.where([piece.steered for piece in self.pieces], request + 1, 0)),
             role=self.to(role),
-            roles_known=self.to(np.array([piece.roles is not None for piece in self._pieces])),
+            roles_known=self.to(np.array([piece.roles is not None for piece in self.pieces])),
             request=self.to(request),
         )
 

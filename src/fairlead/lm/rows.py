@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairlead.core.errors import NotApplicable
 from fairlead.lm.checkpoint import Checkpoint
+from fairlead.lm.graph import Graph, Traced
 from fairlead.lm.lean import Lean, find_lean
 from fairlead.lm.rowcache import Piece, Span, Store, cache_class
 from fairlead.lm.sites import Attached
@@ -27,36 +29,62 @@ Hook = Callable[[Tensor, Span], Tensor]
 """As a SiteHook, but that it is given the span, whose `info` is made when asked for."""
 Hooks = Callable[[Span], Sequence[tuple[str, Hook]]]
 
-__all__ = ["FIRST", "Hook", "Hooks", "Piece", "Rows", "Span"]
+__all__ = ["FIRST", "Hook", "Hooks", "Piece", "Rows", "Span", "Traced"]
 
 
 class Rows:
     """Up to `most` rows on one model. Not for two threads at once."""
 
-    def __init__(self, checkpoint: Checkpoint, most: int, meter: Any = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, most: int, meter: Any = None, backend: str | None = None) -> None:
+        """`backend` is torch.compile's: decode steps are then one compiled function. NotApplicable where the model has
+        no lean forward to compile."""
         self.checkpoint, self.most, self.meter = checkpoint, most, meter
         self.room = min(FIRST, checkpoint.shape.context)
         self.device, self._dtype = checkpoint.model.device, checkpoint.model.dtype
         self.lean: Lean | None = find_lean(checkpoint.model, checkpoint.masks)
-        self._store = Store(most, self.room)
+        self._store = Store(most + (backend is not None), self.room)
+        self.graph: Graph | None = None
+        if backend is not None:
+            if self.lean is None:
+                raise NotApplicable(
+                    f"{checkpoint.name} has no compiled path",
+                    expected="a model of Llama's shape, such as Llama, Mistral, Qwen2 or Qwen3",
+                    do="leave --compile out: its own forward serves it, with the same edits",
+                )
+            self.graph = Graph(self.lean, checkpoint.masks, self._store, backend)
 
     @torch.inference_mode()
-    def forward(self, first: int, pieces: Sequence[Piece], hooks: Hooks | None = None, flops: float = 0.0) -> Tensor:
+    def forward(
+        self, first: int, pieces: Sequence[Piece], hooks: Hooks | None = None, flops: float = 0.0,
+        traced: Callable[[Span], Traced | None] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Reads a piece for each of the rows from `first` on; the logits [n, V] behind each piece's last token. Nothing
-        is spoilt by a forward that fails: it can be asked again. `flops` is what the hooks add, in all."""
+        is spoilt by a forward that fails: it can be asked again. `flops` is what the hooks add, in all. `traced` is
+        what `hooks` do in the form that can be compiled, None for a span where they cannot."""
         started = time.perf_counter()
         total = max(piece.start + len(piece.ids) for piece in pieces)
         self.checkpoint.fits(total)
         span = Span(first, pieces, self._ensure(total), self.device)
-        asked = tuple(hooks(span)) if hooks else ()
+        logits = self._graph_forward(span, total, traced)
+        if logits is None:
+            logits = self._plain_forward(span, total, tuple(hooks(span)) if hooks else ())
+        self._charge(pieces, flops, time.perf_counter() - started)
+        return logits
+
+    def _graph_forward(self, span: Span, total: int, traced: Any) -> Tensor | None:
+        """None where this span, or its edits, are for the plain forward."""
+        if self.graph is None or traced is None or span.first or not span.decoding or self.graph.lean.watched():
+            return None
+        wide = self.graph.filled(span)
+        edits = traced(wide)
+        return None if edits is None else self.graph.forward(wide, span.count, total, edits)
+
+    def _plain_forward(self, span: Span, total: int, asked: Sequence[tuple[str, Hook]]) -> Tensor:
         keys = torch.arange(total, device=self.device)[None].expand(span.count, total)
         masks = self.checkpoint.masks.build(keys[:, None] <= span.at[:, :, None], span.at, keys, self._dtype)
         if self.lean is not None and self.lean.can(asked) and not self.lean.watched():
-            logits = self.lean.forward(span, total, masks, self._store, asked)
-        else:
-            logits = self._own_forward(span, total, masks, asked)
-        self._charge(pieces, flops, time.perf_counter() - started)
-        return logits
+            return self.lean.forward(span, total, masks, self._store, asked)
+        return self._own_forward(span, total, masks, asked)
 
     def _own_forward(self, span: Span, total: int, masks: Any, hooks: Sequence[tuple[str, Hook]]) -> Tensor:
         """The model's own forward, with hooks in its modules."""

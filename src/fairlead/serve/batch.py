@@ -134,10 +134,11 @@ class Batch:
     """Up to `rows` requests at work on one subject's weights. `subject` is a LocalSubject as it was loaded."""
 
     def __init__(
-        self, subject: Any, *, rows: int = ROWS, chunk: int = CHUNK, prefixes: int = PREFIXES, meter: Any = None
-    ) -> None:
+        self, subject: Any, *, rows: int = ROWS, chunk: int = CHUNK, prefixes: int = PREFIXES, meter: Any = None,
+        backend: str | None = None,
+    ) -> None:  # fmt: skip
         self.subject, self.chunk, self.most = subject, chunk, rows
-        self.rows = Rows(subject.checkpoint, rows + 1, meter)  # one more, to swap two
+        self.rows = Rows(subject.checkpoint, rows + 1, meter, backend)  # one more, to swap two
         self.engine = RowEngine(rows + 1, subject.d_model, subject.model.device)
         self.prefixes = Prefixes(prefixes)
         self.stats = Stats()
@@ -293,7 +294,9 @@ class Batch:
         self.stats.forwards += 1
         flops = self.engine.flops(first, [len(p.ids) for p in pieces])
         with self.subject.checkpoint.lock:
-            logits = self.rows.forward(first, pieces, lambda span: self.engine.hooks(span, self.rows.room), flops)
+            logits = self.rows.forward(
+                first, pieces, lambda span: self.engine.hooks(span, self.rows.room), flops, self.engine.traced
+            )
         self.stats.prompt_tokens += sum(len(p.ids) for p in pieces if p.start < p.prompt)
         return logits
 

@@ -24,6 +24,7 @@ from fairlead.serve.http import Desk, app
 from fairlead.serve.limits import Limits
 from fairlead.serve.opened import Served
 from fairlead.serve.patience import HEAD, Patient
+from fairlead.serve.proof import prove
 from fairlead.serve.scheduler import Scheduler
 
 GRACE = 10.0  # seconds that requests at work have when the server stops; then they are returned as far as they got
@@ -42,6 +43,7 @@ class Settings:
     grace: float = GRACE
     limits: Limits = field(default_factory=Limits)
     log_prompts: bool = False
+    backend: str | None = None  # torch.compile's: decode steps are then one compiled function
 
 
 class Endpoint:
@@ -162,15 +164,15 @@ def shelf(models: Sequence[Served], dictionaries: Sequence[Any], busy: Sequence[
 def schedulers(models: Sequence[Served], settings: Settings) -> list[Scheduler]:
     """A shared batch for each subject that can have one: a model on this machine, as it was loaded."""
     found = {id(m.subject): m.subject for m in models if hasattr(m.subject, "checkpoint")}
-    return [
-        Scheduler(
-            Batch(
-                subject, rows=settings.rows, chunk=settings.chunk, prefixes=settings.prefixes, meter=subject.meter
-            ),
-            most=settings.waiting,
-        )
-        for subject in found.values()
+    batches = [
+        Batch(
+            subject, rows=settings.rows, chunk=settings.chunk, prefixes=settings.prefixes, meter=subject.meter,
+            backend=settings.backend,
+        ) for subject in found.values()
     ]  # fmt: skip
+    for batch in batches:
+        prove(batch)
+    return [Scheduler(batch, most=settings.waiting) for batch in batches]
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fairlead.steering.slots import CLOSED, FAR, RowSite, code
 from fairlead.steering.tables import INF
 
+CUT = ("e", "b", "theta", "write", "alpha", "beta", "lo", "hi", "bounded", "code", "start", "stop", "condition")
 _WANTS = {">": (0, 0, 1), ">=": (0, 1, 1), "<": (1, 0, 0), "<=": (1, 1, 0), "==": (0, 1, 0), "!=": (1, 0, 1)}
 
 
@@ -78,6 +79,19 @@ class RowTables:
             self.e, self.b, self.theta, self.write, self.alpha, self.beta, self.lo, self.hi, self.bounded, self.code,
             self.start, self.stop, self.condition, self.left, self.right, self.level, self.want, self.fired,
         ]  # fmt: skip
+
+    def cut(self, first: int, count: int) -> dict[str, Tensor]:
+        """The tables of neighbouring rows, as the operations of a forward take them."""
+        part = slice(first, first + count)
+        found = {name: getattr(self, name)[part] for name in CUT}
+        if self.sizes.conditions:
+            shape = (count, 1, -1)
+            left, right = self.left[part].reshape(shape), self.right[part].reshape(shape)
+            found |= {
+                "left": left, "right": right.clamp_min(0), "bare": right < 0, "level": self.level[part].reshape(shape),
+                "want": self.want[part].reshape(count, 3, 1, -1),
+            }  # fmt: skip
+        return found
 
     def clear(self, row: int) -> None:
         """Row as nobody's: nothing is read, nothing is written."""

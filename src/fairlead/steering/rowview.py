@@ -17,7 +17,6 @@ from fairlead.steering.rowtables import RowTables
 from fairlead.steering.slots import ALL, CLOSED, GENERATED, LAST, PROMPT, RowSite, Terms
 
 _SIGNS = {">": 1.0, "<": -1.0, ">=": 1.0, "<=": -1.0}
-_TABLES = ("e", "b", "theta", "write", "alpha", "beta", "lo", "hi", "bounded", "code", "start", "stop", "condition")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +63,12 @@ def make_view(tables: RowTables, own: Sequence[RowSite | None], first: int, devi
     plain = bool(((code_here == ALL) | ~used).all()) and all(_closed_only_where_empty(o) for o in own)
     conditions = any(o is not None and o.conditions for o in own)
     steered = [o is not None for o in own]
-    view = View(
+    return View(
         first, count, None if all(steered) else torch.tensor(steered, device=device)[:, None, None],
         bool(tables.bounded[part].any()), not plain, conditions,
         _simple(tables, own, device) if conditions else None, _generated(code_here, own),
-        _full(own, device, tables.sizes.k), {n: getattr(tables, n)[part] for n in _TABLES},
+        _full(own, device, tables.sizes.k), tables.cut(first, count),
     )  # fmt: skip
-    if conditions:
-        shape = (count, 1, -1)
-        left, right = tables.left[part].reshape(shape), tables.right[part].reshape(shape)
-        view.cut |= {
-            "left": left, "right": right.clamp_min(0), "bare": right < 0, "level": tables.level[part].reshape(shape),
-            "want": tables.want[part].reshape(count, 3, 1, -1),
-        }  # fmt: skip
-    return view
 
 
 def _generated(code: Tensor, own: Sequence[RowSite | None]) -> Tensor | None | bool:

@@ -8,7 +8,7 @@ one flag a token and edit, so that nothing is counted on the way and a row's pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from fairlead.core.errors import EditError
 from fairlead.core.types import EditReport
-from fairlead.lm.hooks import ForwardInfo
-from fairlead.lm.rows import Hook, Span
+from fairlead.lm.rows import Hook, Span, Traced
 from fairlead.steering.edit import site_order
+from fairlead.steering.rowmath import Acts, Flags, change, holds, read, readings, where_open, written
 from fairlead.steering.rowtables import RowTables, Sizes, copy_fired, sizes_of
 from fairlead.steering.rowview import View, make_view
-from fairlead.steering.slots import ALL, CODES, ROLE, Ids, RowEdits, in_scope
+from fairlead.steering.slots import Ids, RowEdits, in_scope
 
 
 class RowEngine:
@@ -35,6 +35,7 @@ class RowEngine:
         self._views: dict[tuple[str, int, int], View] = {}
         self._decided: list[dict[str, tuple[list[float], list[float]]]] = [{} for _ in range(rows)]
         self._room = 0
+        self._acts: Acts | None = None
         self.passes = 0  # hooks that ran to their end, ever: a replayed graph must move it too
 
     # rows
@@ -115,7 +116,7 @@ class RowEngine:
         if not sites:
             return []
         seen: dict[str, Tensor] = {}
-        flags = _Flags()
+        flags = Flags()
         ordered = [name for name in self._sites if name in sites]
         return [(name, self._hook(name, seen, flags)) for name in ordered]
 
@@ -131,18 +132,18 @@ class RowEngine:
             site.fired = old.new_zeros(self.rows, room, old.shape[-1])
             site.fired[:, : old.shape[1]] = old
 
-    def _hook(self, name: str, seen: dict[str, Tensor], flags: _Flags) -> Hook:
+    def _hook(self, name: str, seen: dict[str, Tensor], flags: Flags) -> Hook:
         def hook(h: Tensor, span: Span) -> Tensor:
             site, view = self._sites[name], self._view(name, span)
             if h.shape[-1] != site.d:
                 raise EditError(f"edits at {name} do not fit this model", expected=f"{site.d}", got=f"{h.shape[-1]}")
             x = h if h.dtype == torch.float32 else h.float()
-            z = _read(x, view)
+            z = read(x, view)
             seen[name] = z
-            change, total = _change(z, view, self._mask(site, view, z, span, seen, flags))
-            new = _written(x, total, view).to(h.dtype)
+            steps, total = change(z, view, self._mask(site, view, z, span, seen, flags))
+            new = written(x, total, view).to(h.dtype)
             new = new if view.steered is None else torch.where(view.steered, new, h)
-            fired = change.ne(0).view(-1, change.shape[-1])
+            fired = steps.ne(0).view(-1, steps.shape[-1])
             flat, picked = span.places(1)
             site.fired.view(-1, fired.shape[-1]).index_copy_(0, flat, fired if picked is None else fired[picked])
             if span.deciding:
@@ -162,40 +163,53 @@ class RowEngine:
         return self._views[key]
 
     def _mask(
-        self, site: RowTables, view: View, z: Tensor, span: Span, seen: dict[str, Tensor], flags: _Flags
+        self, site: RowTables, view: View, z: Tensor, span: Span, seen: dict[str, Tensor], flags: Flags
     ) -> Tensor | None:
         """bool [n, T, levels * k]: where each change may be made; None where every one may."""
         if span.decoding and not isinstance(view.generated, bool):
             open_ = view.generated
         elif view.scoped or view.conditions:
-            open_ = _in_scope(view, span, flags)
+            open_ = where_open(view, flags.of(span.info), span.info.positions)
         else:
             return span.info.real[..., None] if span.padded else None
         if not view.conditions:
             return open_
-        holds = view.simple.of(z) if view.simple is not None else self._holds(site, view, z, seen)
-        return holds if open_ is None else open_ & holds
+        if view.simple is not None:
+            found = view.simple.of(z)
+        else:
+            found = holds(site.sizes, view, z, readings(self._sizes(), z, seen))
+        return found if open_ is None else open_ & found
 
-    def _holds(self, site: RowTables, view: View, z: Tensor, seen: dict[str, Tensor]) -> Tensor:
-        """bool [n, T, levels * k]: whether each change's condition holds."""
-        n, tokens = z.shape[:2]
-        readings = torch.cat(
-            [seen[s] if s in seen else z.new_zeros(n, tokens, t.sizes.k) for s, t in self._sites.items()], dim=-1
-        )
-        left = readings.gather(-1, view.cut["left"].expand(-1, tokens, -1))
-        other = readings.gather(-1, view.cut["right"].expand(-1, tokens, -1))
-        right = torch.where(view.cut["bare"], view.cut["level"], other)
-        more, same = left > right, left == right
-        less, same_want, more_want = view.cut["want"].unbind(1)
-        holds = (more & more_want) | (same & same_want) | (~more & ~same & less)
-        sizes = site.sizes
-        holds = holds.view(n, tokens, sizes.conditions, sizes.terms, sizes.tests).all(-1).any(-1)
-        holds = torch.cat([torch.ones_like(holds[..., :1]), holds], dim=-1)
-        return holds.gather(-1, view.cut["condition"].expand(-1, tokens, -1))
+    def _sizes(self) -> dict[str, Sizes]:
+        return {name: site.sizes for name, site in self._sites.items()}
+
+    def traced(self, span: Span) -> Traced | None:
+        """What `hooks` do in a span that decodes, as tables that a compiled step takes: all of the work, at every site
+        that ever had edits. None where a row's latents can only be read by a full encode."""
+        if span.room != self._room:
+            self._grow(span.room)
+        views = {name: self._view(name, span) for name in self._sites}
+        if any(view.full for view in views.values()):
+            return None
+        if self._acts is None or self._acts.sizes != self._sizes():
+            self._acts = Acts(self._sizes())
+        told = {"told": Flags().of(span.info), "at": span.info.positions}
+        cuts = {name: self._sites[name].cut(span.first, span.count) for name in views}
+        for name, view in views.items():
+            every = torch.ones(span.count, 1, 1, dtype=torch.bool, device=self.device)
+            cuts[name]["steered"] = every if view.steered is None else view.steered
+
+        def done(fired: Mapping[str, Tensor]) -> None:
+            for name, flags in fired.items():
+                flat = span.places(1)[0][: flags.shape[0]]
+                self._sites[name].fired.view(-1, flags.shape[1]).index_copy_(0, flat, flags)
+                self.passes += 1
+
+        return Traced({"": told, **cuts}, self._acts, done)
 
     def _decide(self, name: str, span: Span, view: View, z: Tensor, new: Tensor) -> None:
         """The readings at decision tokens, before and after; a decision token is the last of its piece."""
-        after = _read(new[:, -1:].float(), view)[:, 0].tolist()
+        after = read(new[:, -1:].float(), view)[:, 0].tolist()
         before = z[:, -1].tolist()
         for row in span.deciding:
             self._decided[span.first + row][name] = (before[row], after[row])
@@ -237,68 +251,3 @@ class RowEngine:
                 )  # fmt: skip
             )
         return tuple(out)
-
-
-class _Flags:
-    """What scopes ask of the tokens of one forward, made when the first of them asks."""
-
-    def __init__(self) -> None:
-        self._flags: Tensor | None = None
-
-    def of(self, info: ForwardInfo) -> Tensor:
-        """bool [n, T, CODES]: the place of a scope's code says whether the token is in it."""
-        if self._flags is None:
-            real = info.real
-            flags = torch.zeros(*real.shape, CODES, dtype=torch.bool, device=real.device)
-            for place, value in enumerate((real, info.is_prompt, ~info.is_prompt, info.is_last, real), ALL):
-                flags[..., place] = value & real
-            known = info.roles_known[:, None] & real
-            flags.scatter_(2, (ROLE + info.role)[..., None], known[..., None])
-            self._flags = flags
-        return self._flags
-
-
-def _in_scope(view: View, span: Span, flags: _Flags) -> Tensor:
-    """bool [n, T, levels * k]: the tokens where each change's scope and step let it act."""
-    told, at = flags.of(span.info), span.info.positions[..., None]
-    code = view.cut["code"].expand(-1, told.shape[1], -1)
-    return told.gather(-1, code) & (at >= view.cut["start"]) & (at <= view.cut["stop"])
-
-
-def _read(x: Tensor, view: View) -> Tensor:
-    """z [n, T, k] of x [n, T, d]."""
-    pre = torch.baddbmm(view.cut["b"], x, view.cut["e"])
-    z = torch.where(pre > view.cut["theta"], pre, 0.0)
-    for dictionary, rows, latents in view.full:
-        at = torch.tensor(rows, device=x.device)
-        exact = dictionary.encode(x[at]).to(x.dtype)
-        wanted = exact.gather(-1, latents.clamp_min(0).expand(-1, x.shape[1], -1))
-        z = z.index_copy(0, at, torch.where(latents >= 0, wanted, z[at]))
-    return z
-
-
-def _written(x: Tensor, total: Tensor, view: View) -> Tensor:
-    """x [n, T, d] moved along the written directions by total [n, T, k]."""
-    if total.shape[-1] == 1:
-        return torch.addcmul(x, total, view.cut["write"])
-    return torch.baddbmm(x, total, view.cut["write"])
-
-
-def _change(z: Tensor, view: View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(the change of each level [n, T, L * k], their sum [n, T, k])."""
-    alpha, beta = view.cut["alpha"], view.cut["beta"]
-    levels, k = alpha.shape[1], alpha.shape[-1]
-    steps, total = [], None
-    for i in range(levels):
-        t = z if total is None else z + total
-        step = torch.addcmul(alpha[:, i], beta[:, i], t)
-        if view.bounded:
-            inside = torch.clamp(t + step, view.cut["lo"][:, i], view.cut["hi"][:, i]) - t
-            step = torch.where(view.cut["bounded"][:, i], inside, step)
-        if mask is not None:
-            open_ = mask if mask.shape[-1] == 1 else mask[..., i * k : (i + 1) * k]
-            step = torch.where(open_, step, 0.0)
-        steps.append(step)
-        total = step if total is None else total + step
-    assert total is not None
-    return (total if levels == 1 else torch.cat(steps, dim=-1)), total
