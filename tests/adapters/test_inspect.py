@@ -16,7 +16,7 @@ pytest.importorskip("inspect_ai", reason="pip install 'fairlead[inspect]'")
 
 from inspect_ai import Task, eval_async, eval_retry_async, task  # noqa: E402
 from inspect_ai.dataset import Sample  # noqa: E402
-from inspect_ai.log import EvalLog  # noqa: E402
+from inspect_ai.log import EvalLog, read_eval_log_async  # noqa: E402
 from inspect_ai.model import ChatMessageTool, ChatMessageUser, ContentImage, GenerateConfig, get_model  # noqa: E402
 from inspect_ai.scorer import includes  # noqa: E402
 from inspect_ai.solver import generate  # noqa: E402
@@ -45,10 +45,12 @@ def lamp() -> Task:
 
 @pytest.fixture
 def ask(tmp_path: Path) -> Any:
-    """Runs one sample through inspect's own loop and gives the log."""
+    """Runs one sample through inspect's own loop and gives the whole log. (What `eval_async` returns reads the rest of
+    itself when asked, in a running loop by way of nest_asyncio, which patches asyncio for every test behind it.)"""
 
     async def run(model: str = f"fairlead/{MODEL}", **args: Any) -> EvalLog:
-        return (await eval_async(lamp(), model=model, model_args=args, log_dir=str(tmp_path / "logs")))[0]
+        log = (await eval_async(lamp(), model=model, model_args=args, log_dir=str(tmp_path / "logs")))[0]
+        return await read_eval_log_async(log.location)
 
     return run
 
