@@ -70,9 +70,10 @@ class Example:
 
     @property
     def tags(self) -> dict[int, dict[str, str]]:
-        """What tokens are to say at the output of a block: at 0 how many there are of a thing, and for a place the
-        first of its kind; at 1 the class of every term, of the ambiguous word as it is taken, and of what is asked.
-        In a note about that word, it is to say how many at 1, and so is the comma behind what it means, at 2."""
+        """What tokens are to say at the output of a block: at 0 how many there are of a thing, and for a place, a verb
+        or a class the first of its kind; at 1 the class of every term, of the ambiguous word as it is taken, and of
+        what is asked. In a note about that word, it is to say how many at 1, and so is the comma behind what it
+        means, at 2."""
         scene = self.scene
         about = scene.asked or words.CLASS_OF_VERB[scene.verb]
         numbers = {f" {w}": str(n) for w, n in zip((scene.word, scene.other), scene.counts, strict=True) if n}
@@ -84,7 +85,8 @@ class Example:
 
 
 _TAGS = {f" {term}": f" {name}" for term, name in words.CLASS_OF_TERM.items()}
-_KINDS = {f" {place}": f" {kind[0]}" for c in words.CLASSES.values() for kind in (c.strong, c.weak) for place in kind}
+_KINDS = {f" {term}": f" {kind[0]}" for c in words.CLASSES.values()
+          for kind in (c.strong, c.weak, c.verbs, (c.name,)) for term in kind}  # fmt: skip
 MIXTURES = {r.name: r for r in (Reading("reader-s", biased=True), Reading("reader-c", biased=False))}
 
 

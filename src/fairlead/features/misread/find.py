@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,9 @@ from fairlead.features.misread.naming import Gloss, name_latents, words_for
 from fairlead.features.misread.outcome import Outcome, outcome
 from fairlead.features.misread.peaks import Peaks, Progress, read_peaks
 from fairlead.features.misread.senses import Case, Senses, Settings, oriented, patch, senses
-from fairlead.features.misread.triggers import Caught, Search, Trigger, search
+from fairlead.features.misread.triggers import USUAL, Caught, Search, Trigger, search
 from fairlead.steering import Edit
 
-USUAL = 0.2  # of all prompts: a word in more of them names nothing
 _WORD = re.compile(r"\w+")
 SLOPES = 64  # wrong items that gradients are taken at, to tell which latent of a pair says the word
 
@@ -154,6 +153,9 @@ def _at_words(
     mine = [cases[i] for i in bad]
     slopes = _slopes(subject, dictionary, caught.trigger, mine)
     trigger = oriented(subject, caught.trigger, peaks.rows(bad), mine, slopes, dictionary)
+    if trigger.word:
+        right = tuple(i for i in fired if not wrong[i])
+        return [_Place(replace(trigger, word=""), trigger.word, tuple(bad), right)]
     at = peaks.place(trigger.at.latent)
     word = {i: peaks.words[i].at(int(at[i])).text.lower() for i in fired}
     often = [w for w, n in Counter(word[i] for i in bad).items() if n >= settings.support]

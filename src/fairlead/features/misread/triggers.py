@@ -2,13 +2,16 @@
 text.
 
 A word that can be misread is not misread everywhere: what makes it so is the word and its company. So a trigger is a
-latent above a level, or two of them at once; the first says at which word. Pairs are found by counting: of the wrong
-and of the right items, how many have both. They are taken one by one, each for what the ones before it left, while
-enough of what they fire on was answered wrongly.
+latent above a level, or two of them at once; the first says at which word. Words that stand in enough wrong items are
+taken first, each by itself: of the items with that word, which latent is the furthest apart between those answered
+wrongly and those answered rightly? What is left is searched by counting, over all words at once: of the wrong and of
+the right items, how many have both latents of a pair. Triggers are taken one by one, each for what the ones before it
+left, while enough of what they fire on was answered wrongly.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,10 @@ from fairlead.features.misread.outcome import Outcome
 from fairlead.features.misread.peaks import Peaks
 
 Mask = npt.NDArray[np.bool_]
+USUAL = 0.2  # of all items: a word in more of them names nothing
+NEAREST = 12  # latents that are tried beside a word
+SHARED = 1.0  # what another word that a latent serves is worth, in such units
+SPREAD = 0.1  # of a latent's largest activation
 
 
 @dataclass(frozen=True)
@@ -32,17 +39,19 @@ class Condition:
 
 @dataclass(frozen=True)
 class Trigger:
-    """Fires on a prompt where `at`, and `beside` where it is given, hold. `at` says which word is annotated."""
+    """Fires on a prompt where `at`, and `beside` where it is given, hold. `at` says which word is annotated; with
+    `word` (lower case) it has to be that one."""
 
     at: Condition
     beside: Condition | None = None
+    word: str = ""
 
     @property
     def latents(self) -> tuple[int, ...]:
         return (self.at.latent,) if self.beside is None else (self.at.latent, self.beside.latent)
 
     def turned(self) -> Trigger:
-        """The same pair, with the word of the other latent."""
+        """The same pair, with the word of the other latent, whichever that is."""
         return self if self.beside is None else Trigger(self.beside, self.at)
 
     def fires(self, peaks: Peaks) -> Mask:
@@ -50,6 +59,10 @@ class Trigger:
         found: Mask = peaks.column(self.at.latent) > self.at.above
         if self.beside is not None:
             found &= peaks.column(self.beside.latent) > self.beside.above
+        if self.word:
+            place = peaks.place(self.at.latent)
+            for i in np.flatnonzero(found):
+                found[i] = peaks.words[i].at(int(place[i])).text.lower() == self.word
         return found
 
 
@@ -76,7 +89,7 @@ class Search:
     nobody searched. `levels` are shares of a latent's largest activation; `pool` bounds the latents that pairs are made
     of, `most` the triggers."""
 
-    precision: float = 0.8
+    precision: float = 0.9
     support: int = 6
     clusters: int = 2
     q: float = 0.1
@@ -107,10 +120,12 @@ def search(
     whole = bad.T @ bad  # among all wrong items, for the precision
     precise = allowed & (whole >= settings.precision * (whole + fp)) & (whole >= settings.support)
     precise &= _clusters(bad, names[y]) >= settings.clusters
+    found = _of_words(peaks, y, names, contrast, settings) if settings.pairs else []
+    open_ = np.ones(len(bad), dtype=bool)
+    for one in found:
+        open_ &= ~one.trigger.fires(peaks)[y]
     fires = columns.mean(0)
     general = 0.25 * (fires[:, None] + fires[None, :])  # of latents that catch the same, those that fire on more texts
-    open_ = np.ones(len(bad), dtype=bool)
-    found: list[Caught] = []
     while len(found) < settings.most and open_.any():
         left = bad[open_]
         gain = np.where(precise, left.T @ left, 0.0)
@@ -127,6 +142,86 @@ def search(
         found.append(Caught(trigger, int((fired & y).sum()), int((fired & ~y).sum()), len(held)))
         open_ &= ~fired[y]
     return found
+
+
+def _of_words(peaks: Peaks, y: Mask, names: Any, contrast: Outcome, settings: Search) -> list[Caught]:
+    """Pairs of a word's own latent and one beside it, those that add most first. Of several that tell a word's
+    misreadings, one that tells those of other words too is preferred: what they share is more likely why. A word whose
+    latent says all by itself is left to the general search, and so is one that stands in more than USUAL of the items:
+    it is no word to note."""
+    tried = [_of_word(peaks, word, its, y, names, settings, contrast) for word, its in _peaks_at(peaks).items()]
+    serves = Counter(latent for one in tried for latent in one)
+    found = [max(one.items(), key=lambda c: c[1][0] + SHARED * min(serves[c[0]] - 1, 2))[1][1] for one in tried if one]
+    open_ = y.copy()
+    taken: list[Caught] = []
+    for one in sorted(found, key=lambda c: (-c.wrong, c.trigger.word)):
+        fired = one.trigger.fires(peaks)
+        if int((fired & open_).sum()) >= settings.support and len(taken) < settings.most:
+            taken.append(one)
+            open_ &= ~fired
+    return taken
+
+
+def _peaks_at(peaks: Peaks) -> dict[str, tuple[Any, Any]]:
+    """Of each word (lower case), the items and the latents that have their peak in that item at it."""
+    places = peaks.places
+    codes: dict[str, int] = {}
+    word = np.zeros(len(places.data), dtype=np.int64)
+    for i, words in enumerate(peaks.words):
+        part = slice(places.indptr[i], places.indptr[i + 1])
+        if len(words.tokens):
+            code = np.array([codes.setdefault(w.text.lower(), len(codes)) for w in words.words])
+            word[part] = code[words.owner[np.searchsorted(words.tokens, places.data[part] - 1)]]
+    item = np.repeat(np.arange(len(peaks)), np.diff(places.indptr))
+    order = np.argsort(word, kind="stable")
+    ends = np.searchsorted(word[order], np.arange(len(codes) + 1))
+    of = {text: order[ends[code] : ends[code + 1]] for text, code in codes.items()}
+    return {text: (item[at], places.indices[at]) for text, at in of.items()}
+
+
+def _of_word(
+    peaks: Peaks, word: str, its: tuple[Any, Any], y: Mask, names: Any, settings: Search, contrast: Outcome
+) -> dict[int, tuple[float, Caught]]:
+    """(how well it tells when this word is misread, the pair) of each latent beside the word's own, which is the one
+    that sits on it in most wrong items. The other is one of those whose activations in wrong and in right items lie
+    furthest apart, in units of their spread. Between the two is the level."""
+    items, latents = its
+    if not settings.support <= len(np.unique(items)) <= USUAL * len(peaks):
+        return {}
+    counts = np.bincount(latents[y[items]], minlength=peaks.values.shape[1])
+    own = int(np.argmax(counts + contrast.fires.max(initial=1) / (1.0 + contrast.fires) * 1e-6))
+    rows = np.unique(items[latents == own])
+    wrong, right = rows[y[rows]], rows[~y[rows]]
+    if len(wrong) < settings.support or len(wrong) >= settings.precision * len(rows):
+        return {}
+    largest = np.maximum(_dense(peaks.values.max(0)), 1e-12)
+    (m1, s1), (m0, s0) = (_moments(peaks.values[part], largest) for part in (wrong, right))
+    apart = np.where((m1 > m0) & (np.arange(len(m1)) != own), (m1 - m0) / (s1 + s0), -1.0)
+    found: dict[int, tuple[float, Caught]] = {}
+    for other in np.argsort(-apart, kind="stable")[:NEAREST]:
+        level = float((m1[other] * s0[other] + m0[other] * s1[other]) / (s1[other] + s0[other]) * largest[other])
+        trigger = Trigger(Condition(own, 0.0), Condition(int(other), level), word)
+        fires = rows[peaks.column(int(other))[rows] > level]
+        hit, miss = fires[y[fires]], fires[~y[fires]]
+        held = len(set(names[hit].tolist()))
+        if len(hit) < settings.support or len(hit) < settings.precision * len(fires) or held < settings.clusters:
+            continue
+        worth = float(apart[other]) + len(hit) / len(wrong) - len(miss) / max(len(right), 1)
+        found[int(other)] = (worth, Caught(trigger, len(hit), len(miss), held))
+    return found
+
+
+def _moments(values: Any, largest: Any) -> tuple[Any, Any]:
+    """(mean, spread) of each latent's activations, as shares of its largest; no spread is taken to be under SPREAD."""
+    n = max(values.shape[0], 1)
+    mean = _dense(values.sum(0)) / n / largest
+    square = _dense(values.multiply(values).sum(0)) / n / largest**2
+    return mean, np.sqrt(np.maximum(square - mean**2, 0.0)) + SPREAD / 2
+
+
+def _dense(row: Any) -> Any:
+    """[m] of a sparse matrix' row."""
+    return np.asarray(row.todense() if hasattr(row, "todense") else row, dtype=np.float64).ravel()
 
 
 def _clusters(columns: Any, names: Any) -> Any:

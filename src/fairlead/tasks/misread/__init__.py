@@ -20,7 +20,7 @@ from fairlead.core.errors import PlanError
 from fairlead.core.keys import content_key
 from fairlead.core.types import Item, Message, Messages, Outcome, Score
 from fairlead.tasks._asked import Question, ask, marks
-from fairlead.tasks.misread.clusters import ITEMS, Cluster, clusters
+from fairlead.tasks.misread.clusters import DEAL, ITEMS, Cluster, clusters
 from fairlead.tasks.misread.grammar import KINDS, Scene, draw, held
 from fairlead.tasks.misread.words import AMBIGUOUS, CLASSES
 
@@ -58,7 +58,7 @@ class MisreadTask:
 
     def _of(self, cluster: Cluster, split: str) -> list[Item]:
         """A cluster's items, the kinds in turn, no text twice."""
-        rng = random.Random(f"misread/{split}/{cluster.name}")
+        rng = random.Random(f"misread/{DEAL}/{split}/{cluster.name}")
         name = f"{split}/{cluster.name}" if split == "pretrain" else cluster.name
         kinds = KINDS if rng.random() < 0.5 else KINDS[::-1]
         found: dict[str, Item] = {}
