@@ -11,8 +11,8 @@ greedy tokens, clamps of one watched latent each unless it says otherwise.
 Targets: 16 different edits against 16 unedited rows in the same loop >= 0.95; against transformers' `generate` with
 hooks per request >= 1.2; a clamp at d_sae 65,536 by watched rows against full encode and decode >= 5 (the site alone).
 With --peers, each library that has a virtual environment of its own in $FAIRLEAD_BENCH_VENVS (see
-benchmarks/serving_peer.py) is run on the same weights, prompts and edit, a process a round; what is not installed is
-named as absent.
+benchmarks/serving_peer.py) is run instead, on the same weights and prompts, a process each, all of a round at once;
+what is not installed is named as absent. interp-engine is not among them: its eager engine takes one prompt a call.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def conditions(net: Any, held: SparseDictionary, site: int, compiled: bool = Fal
     return found
 
 
-def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens per CPU second of each installed peer and of ours in a process of its own, interleaved."""
+def peers(shape: dict[str, int], count: int) -> dict[str, Any]:
+    """How many times as fast ours is as each installed peer, every one in a process of its own."""
     home = Path(os.environ.get("FAIRLEAD_BENCH_VENVS", "build/bench-venvs"))
     script = Path(__file__).with_name("serving_peer.py")
     pythons = {name: home / name / "bin" / "python" for name in PEERS}
@@ -211,15 +211,17 @@ def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         build(shape).save_pretrained(folder)
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        for _ in range(count):
-            for name in list(here):
-                done = subprocess.run([here[name], script, name, folder], capture_output=True, text=True, env=env)
-                if done.returncode:
-                    found[name] = f"failed: {done.stderr.strip().splitlines()[-1][:200] if done.stderr else '?'}"
-                    echo(f"{name}: {found[name]}")
+        for _ in range(count):  # all of a round at once: each has the same neighbours
+            started = {name: subprocess.Popen([python, script, name, folder], stdout=subprocess.PIPE,
+                                              stderr=subprocess.PIPE, text=True, env=env)
+                       for name, python in here.items()}  # fmt: skip
+            for name, process in started.items():
+                out, err = process.communicate()
+                if process.returncode:
+                    found[name] = f"failed: {err.strip().splitlines()[-1][:200] if err else '?'}"
                     here.pop(name), speeds.pop(name)
                 else:
-                    speeds[name].append(json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_cpu_second"])
+                    speeds[name].append(json.loads(out.strip().splitlines()[-1])["tokens_per_cpu_second"])
     for name, own in speeds.items():
         if name != "fairlead":
             found[name] = ratio([1 / x for x in own], [1 / x for x in speeds["fairlead"]])
@@ -229,7 +231,7 @@ def peers(shape: dict[str, int], count: int, echo: Callable[[str], None]) -> dic
 @click.command()
 @click.option("--rounds", "count", default=12, show_default=True)
 @click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=["pocket", "medium"])
-@click.option("--peers", "with_peers", is_flag=True)
+@click.option("--peers", "with_peers", is_flag=True, help="Instead: ours against other libraries.")
 @click.option("--compiled", is_flag=True, help="The compiled step too (Inductor; minutes to compile).")
 @click.option("--json", "out", type=click.Path(path_type=Path))
 def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, out: Path | None) -> None:
@@ -237,6 +239,9 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, o
     rng = random.Random(0)
     told: dict[str, Any] = {"rounds": count}
     for name in names:
+        if with_peers:
+            told[name] = {"16 clamps relative to peers": peers(MODELS[name], count)}
+            continue
         net = build(MODELS[name])
         site = MODELS[name]["num_hidden_layers"] // 2
         held = dictionary(MODELS[name]["hidden_size"], 2048, f"resid.{site}")
@@ -254,10 +259,9 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, o
         told[name] = {"speed relative to unedited rows": rows, "relative to generate with hooks": against,
                       "tokens equal those of generate with hooks": same,
                       "tokens per CPU second, unedited": ROWS * NEW / statistics.median(plain)}  # fmt: skip
-        if with_peers:
-            told[name]["16 clamps relative to peers"] = peers(MODELS[name], max(3, count // 3), click.echo)
-    alone = rounds(clamp_alone(256, 65_536), max(3, count // 2), rng)
-    told["clamp at d_sae 65,536, watched rows relative to full"] = ratio(alone["full"], alone["watched"])
+    if not with_peers:
+        alone = rounds(clamp_alone(256, 65_536), max(3, count // 2), rng)
+        told["clamp at d_sae 65,536, watched rows relative to full"] = ratio(alone["full"], alone["watched"])
     click.echo(json.dumps(told, indent=1))
     if out:
         out.write_text(json.dumps(told, indent=1))

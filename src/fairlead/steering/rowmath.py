@@ -16,6 +16,7 @@ from fairlead.lm.hooks import ForwardInfo
 from fairlead.steering.rowtables import Sizes
 from fairlead.steering.rowview import View
 from fairlead.steering.slots import ALL, CODES, ROLE
+from fairlead.steering.tables import settled
 
 
 class Flags:
@@ -88,6 +89,8 @@ def change(z: Tensor, view: View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if view.bounded:
             inside = torch.clamp(t + step, view.cut["lo"][:, i], view.cut["hi"][:, i]) - t
             step = torch.where(view.cut["bounded"][:, i], inside, step)
+        if total is not None:
+            step = settled(step, z, t, (beta[:, i] != 0) | view.cut["bounded"][:, i])
         if mask is not None:
             open_ = mask if mask.shape[-1] == 1 else mask[..., i * k : (i + 1) * k]
             step = torch.where(open_, step, 0.0)

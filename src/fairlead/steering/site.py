@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from fairlead.core.errors import EditError
 from fairlead.lm.hooks import ForwardInfo
 from fairlead.steering.passes import Pass, Passes, Record, on_step
-from fairlead.steering.tables import INF, SiteTable
+from fairlead.steering.tables import INF, SiteTable, settled
 
 _EVERYWHERE = [0]
 _FULL_ENCODE_ELEMENTS = 1 << 24  # latents held at once by a full encode
@@ -28,6 +28,7 @@ class _Level:
     bounds: tuple[Tensor, Tensor] | None  # (lo, hi)
     masks: list[int]  # the engine's masks in use; [0] means no masking
     position: Tensor  # which of them each column obeys
+    looks: Tensor | None  # bool like alpha: the columns whose change depends on the reading; None: no column's does
 
 
 @dataclass(eq=False)
@@ -141,7 +142,10 @@ class SiteEditor:
         position = torch.zeros_like(mask)
         for i, number in enumerate(numbers):
             position[mask == number] = i
-        return _Level(alpha, beta, 1.0 + beta, (lo, hi) if bounded else None, numbers, position)
+        looks = (beta != 0) | (lo > -INF) | (hi < INF)
+        return _Level(
+            alpha, beta, 1.0 + beta, (lo, hi) if bounded else None, numbers, position, looks if looks.any() else None
+        )
 
     # reading and changing
 
@@ -175,6 +179,8 @@ class SiteEditor:
                 step = torch.addcmul(level.alpha, level.beta, t)
             else:
                 step = torch.clamp(torch.addcmul(level.alpha, level.gain, t), *level.bounds) - t
+            if total is not None and level.looks is not None:
+                step = settled(step, z, t, level.looks)
             if level.masks != _EVERYWHERE:
                 step = step * self._mask(level, run, step)
             steps.append(step)

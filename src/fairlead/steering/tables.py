@@ -36,6 +36,7 @@ from fairlead.steering.edit import (
 from fairlead.steering.language import format as format_edits
 
 INF = float("inf")
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
 Key = tuple[str, Direction]  # ("read" | "out", direction): one column
 
 
@@ -405,3 +406,10 @@ def build(
     matters = ((beta != 0) | (lo > -INF) | (hi < INF)).any(1)
     held = context.dictionaries.get(site)
     return SiteTable(site, d, e, b, theta, write, alpha, beta, lo, hi, mask, full, matters, held)
+
+
+def settled(step: Tensor, z: Tensor, t: Tensor, looks: Tensor) -> Tensor:
+    """`step` with 0 where it only takes back what rounding did to t, the reading z as the levels before have set it.
+    `3 = 1; 3 <= 1` fires once: whether 1 came out as 1.0000001 depends on which tokens were read together. `looks` are
+    the columns whose step depends on t at all."""
+    return torch.where((step.abs() <= _ROUNDING * (z.abs() + t.abs())) & looks, 0.0, step)
