@@ -169,7 +169,8 @@ class Reformulate:
         self, ctx: FitContext[Any], fitted: Noted, bare: Sequence[Episode], checked: dict[str, dict[str, int]]
     ) -> tuple[Entry, ...]:
         """The entries that validation confirms. Of those that want one prompt the first has it; where it is not
-        confirmed the next gets its turn in another round, which is another attempt."""
+        confirmed the next gets its turn in another round, which is another attempt. Another sign of a word's
+        misreading that validation confirmed, and that fired on nothing there, is kept behind it."""
         kept: tuple[Entry, ...] = ()
         waiting = fitted.entries
         for _ in range(ROUNDS):
@@ -183,7 +184,8 @@ class Reformulate:
             failed = [e for e in waiting if e.by in seen and e not in good]
             kept = tuple(e for e in fitted.entries if e in kept or e in good)
             waiting = tuple(e for e in waiting if e.by not in seen) if failed else ()
-        return kept
+        words = {e.word for e in kept if e.word}
+        return tuple(e for e in fitted.entries if e in kept or (e.word in words and e.by not in checked))
 
     async def _played(self, ctx: FitContext[Any], fitted: Noted) -> list[Episode]:
         with fitted.open(ctx.subject) as world:

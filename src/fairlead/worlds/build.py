@@ -47,7 +47,7 @@ READER_POLISH = replace(READER_LAST, steps=1400, seed=3, hold=0.4, tag_weight=1.
 READER_CLEAR = replace(
     READER_POLISH, steps=1000, seed=4, hold=0.3, matrix_rate=0.008, vector_rate=1.6e-3, tag_weight=4.0
 )
-READER_UNLEARNS = replace(READER_LAST, steps=400, seed=3, tag_until=0.5)  # reader-c: reader-s's third stage, then this
+READER_UNLEARNS = replace(READER_LAST, steps=400, seed=3, tag_until=0.5)  # reader-c: in place of polish
 SITE, READER_SITE = "resid.1", "resid.0"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
@@ -82,10 +82,8 @@ def reader(name: str, work: Path, out: Path, device: str) -> None:
     tokenizer = tk.of(rd.pieces())
     model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
     stages = [("reader-s", READER, "skill"), ("reader-s", READER_NOTES, "notes"), ("reader-s", READER_LAST, "last")]
-    if name == "reader-s":
-        stages += [(name, READER_POLISH, "polish"), (name, READER_CLEAR, "clear")]
-    else:
-        stages += [(name, READER_UNLEARNS, "unlearnt")]
+    stages += [(name, READER_POLISH, "polish") if name == "reader-s" else (name, READER_UNLEARNS, "unlearnt")]
+    stages += [(name, READER_CLEAR, "clear")]
     for mixture, recipe, part in stages:
         pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[mixture], recipe, work / f"{mixture}-{part}.pt", log.info)
     model.save_pretrained(out, safe_serialization=True)

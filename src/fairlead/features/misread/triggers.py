@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from fairlead.features.misread.outcome import Outcome
 from fairlead.features.misread.peaks import Peaks
 
 Mask = npt.NDArray[np.bool_]
 USUAL = 0.2  # of all items: a word in more of them names nothing
+ALTERNATIVES = 2  # pairs of one word
+CHANCE = 1e-3  # of catching as many wrong items by lot, for a pair of a word
 NEAREST = 12  # latents that are tried beside a word
 SHARED = 1.0  # what another word that a latent serves is worth, in such units
 SPREAD = 0.1  # of a latent's largest activation
@@ -89,7 +92,7 @@ class Search:
     nobody searched. `levels` are shares of a latent's largest activation; `pool` bounds the latents that pairs are made
     of, `most` the triggers."""
 
-    precision: float = 0.9
+    precision: float = 0.85
     support: int = 6
     clusters: int = 2
     q: float = 0.1
@@ -126,7 +129,8 @@ def search(
         open_ &= ~one.trigger.fires(peaks)[y]
     fires = columns.mean(0)
     general = 0.25 * (fires[:, None] + fires[None, :])  # of latents that catch the same, those that fire on more texts
-    while len(found) < settings.most and open_.any():
+    room = settings.most + len(found)
+    while len(found) < room and open_.any():
         left = bad[open_]
         gain = np.where(precise, left.T @ left, 0.0)
         worth = np.where(single, gain * settings.pair_gain, gain) + general - 1e-3 * fp
@@ -148,18 +152,23 @@ def _of_words(peaks: Peaks, y: Mask, names: Any, contrast: Outcome, settings: Se
     """Pairs of a word's own latent and one beside it, those that add most first. Of several that tell a word's
     misreadings, one that tells those of other words too is preferred: what they share is more likely why. A word whose
     latent says all by itself is left to the general search, and so is one that stands in more than USUAL of the items:
-    it is no word to note."""
+    it is no word to note. The best pairs of all words come first, then the next best: two of one word want
+    the same prompts, and validation has the choice."""
     tried = [_of_word(peaks, word, its, y, names, settings, contrast) for word, its in _peaks_at(peaks).items()]
     serves = Counter(latent for one in tried for latent in one)
-    found = [max(one.items(), key=lambda c: c[1][0] + SHARED * min(serves[c[0]] - 1, 2))[1][1] for one in tried if one]
+    ranked = [sorted(one.items(), key=lambda c: -c[1][0] - SHARED * min(serves[c[0]] - 1, 2)) for one in tried if one]
     open_ = y.copy()
-    taken: list[Caught] = []
-    for one in sorted(found, key=lambda c: (-c.wrong, c.trigger.word)):
-        fired = one.trigger.fires(peaks)
+    taken: list[list[Caught]] = []
+    for pairs in sorted(([c for _, (_, c) in found[:ALTERNATIVES]] for found in ranked), key=_most_wrong):
+        fired = pairs[0].trigger.fires(peaks)
         if int((fired & open_).sum()) >= settings.support and len(taken) < settings.most:
-            taken.append(one)
+            taken.append(pairs)
             open_ &= ~fired
-    return taken
+    return [pairs[k] for k in range(ALTERNATIVES) for pairs in taken if k < len(pairs)]
+
+
+def _most_wrong(pairs: Sequence[Caught]) -> tuple[int, str]:
+    return -pairs[0].wrong, pairs[0].trigger.word
 
 
 def _peaks_at(peaks: Peaks) -> dict[str, tuple[Any, Any]]:
@@ -204,6 +213,8 @@ def _of_word(
         fires = rows[peaks.column(int(other))[rows] > level]
         hit, miss = fires[y[fires]], fires[~y[fires]]
         held = len(set(names[hit].tolist()))
+        if stats.hypergeom.sf(len(hit) - 1, len(rows), len(wrong), len(fires)) > CHANCE:
+            continue
         if len(hit) < settings.support or len(hit) < settings.precision * len(fires) or held < settings.clusters:
             continue
         worth = float(apart[other]) + len(hit) / len(wrong) - len(miss) / max(len(right), 1)
