@@ -10,7 +10,6 @@ from fairlead.core.protocols import FitContext
 from fairlead.lm.load import load
 from fairlead.methods import reformulate
 from fairlead.study.play import rollout
-from fairlead.tasks.misread.words import AMBIGUOUS
 
 TASK = plugins.get("tasks", "misread")({})
 
@@ -60,9 +59,9 @@ def test_it_repairs_planted_words_and_leaves_what_is_read_rightly_alone(reader, 
     broken = sum(a and not b for a, b in zip(*right, strict=True))
     assert fixed > 3 * broken and fixed >= 10
     on_right = [n is not None for n, ok in zip(noted, right[0], strict=True) if ok]
-    assert sum(on_right) <= 0.12 * len(on_right)  # 8 % on all of test; a twentieth was wanted, see docs/log.md
-    planted = [n for n, i in zip(noted, items, strict=True) if n and i.data["hard"]]
-    at_the_word = [n["span"] in AMBIGUOUS for n in planted]
+    assert sum(on_right) <= 0.07 * len(on_right)  # 5 % wanted of all of test, of which these are a third
+    planted = [(n, i) for n, i in zip(noted, items, strict=True) if i.data["hard"]]
+    at_the_word = [n is not None and n["span"] == i.data["gloss"]["span"] for n, i in planted]
     assert sum(at_the_word) >= 0.8 * len(planted)
     for one, item in zip(after, items, strict=True):
         if one.outcome.data["rewrite"] is None:  # byte-identical prompts: the answers are those of the bare model

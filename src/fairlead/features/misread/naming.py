@@ -8,6 +8,7 @@ vocabulary, those it promotes. The words that are misread name nothing here, and
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fairlead.features.lens import lens_of
 TEMPLATE = 'Note: here "{span}" means {meant}, not {taken}.'
 WORDS = 3  # of a label that a note holds
 PROMOTED = 20
+_SAID = re.compile(r"(?=.*[^\W\d_])[\w'’ -]+")  # words with a letter; no special token, no punctuation
 Progress = Callable[[int, int], None]
 
 
@@ -101,7 +103,7 @@ def words_for(
         found = labels.get(latent)
         if found is None or not found.holds(threshold):
             continue
-        words = [t for t in found.terms if any(c.isalpha() for c in t) and t.lower() not in avoid]
+        words = [t for t in found.terms if _SAID.fullmatch(t) and t.lower() not in avoid]
         if words:
             return " or ".join(dict.fromkeys(words[:WORDS])), latent
     return "", None

@@ -150,10 +150,10 @@ def search(
 
 def _of_words(peaks: Peaks, y: Mask, names: Any, contrast: Outcome, settings: Search) -> list[Caught]:
     """Pairs of a word's own latent and one beside it, those that add most first. Of several that tell a word's
-    misreadings, one that tells those of other words too is preferred: what they share is more likely why. A word whose
-    latent says all by itself is left to the general search, and so is one that stands in more than USUAL of the items:
-    it is no word to note. The best pairs of all words come first, then the next best: two of one word want
-    the same prompts, and validation has the choice."""
+    misreadings, one that tells those of other words too is preferred: what they share is more likely why. A word that
+    is never read rightly is left to the general search, and so is one that stands in more than USUAL of the items: it
+    is no word to note. The best pairs of all words come first, then the next best: two of one word want the same
+    prompts, and validation has the choice."""
     tried = [_of_word(peaks, word, its, y, names, settings, contrast) for word, its in _peaks_at(peaks).items()]
     serves = Counter(latent for one in tried for latent in one)
     ranked = [sorted(one.items(), key=lambda c: -c[1][0] - SHARED * min(serves[c[0]] - 1, 2)) for one in tried if one]
@@ -201,7 +201,7 @@ def _of_word(
     own = int(np.argmax(counts + contrast.fires.max(initial=1) / (1.0 + contrast.fires) * 1e-6))
     rows = np.unique(items[latents == own])
     wrong, right = rows[y[rows]], rows[~y[rows]]
-    if len(wrong) < settings.support or len(wrong) >= settings.precision * len(rows):
+    if len(wrong) < settings.support or not len(right):
         return {}
     largest = np.maximum(_dense(peaks.values.max(0)), 1e-12)
     (m1, s1), (m0, s0) = (_moments(peaks.values[part], largest) for part in (wrong, right))

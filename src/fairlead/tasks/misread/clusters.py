@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 from fairlead.core.keys import sha256
 from fairlead.tasks.misread.words import AMBIGUOUS, CLASSES, PLACES
 
-DEAL = 8  # which cluster is whose; the test clusters of the deals before were looked at while the method was made
+DEAL = 9  # which cluster is whose; the test clusters of the deals before were looked at while the method was made
 EACH = 5  # clusters of one word and reading: two in train, one in validation, two in test
 SPLIT_OF_RANK = ("train", "test", "validation", "train", "test")
 PLAIN = 4  # unambiguous words of a class that are asked about
