@@ -187,6 +187,9 @@ async def test_in_a_browser_the_picture_of_the_page_comes_along() -> None:
         kind, data = live._pages.get(point["picture"]) or ("", b"")
         assert kind == "image/png" and data.startswith(b"\x89PNG")
         assert point["goal"] and point["url"] == "/" and point["steered"]["right"]
+        bid = point["steered"]["right"][0].split('"')[1]
+        left, top, wide, high = point["boxes"][bid]
+        assert 0 <= left < left + wide <= 1 and 0 <= top < top + high <= 1
     finally:
         await live.close()
         await task.aclose()

@@ -314,6 +314,7 @@ class Session:
             "system": system[0] if system else None,
             "page": self._pages.keep(html) if isinstance(html, str) else None,
             "picture": self._pages.keep(picture, "image/png") if isinstance(picture, bytes) else None,
+            "boxes": page.get("boxes"),
             "legal": None if point.legal is None else list(point.legal),
             "default": {**one, "action": thought.default.text, "p": _shares(thought.default)},
             "steered": {**one, "p": _shares(thought.steered), "edits": [asdict(e) for e in thought.steered.edits]},

@@ -73,6 +73,17 @@ AIM = """bid => {
   return hit && e.contains(hit) ? [x, y] : null;
 }"""
 
+# Where each numbered element lies on the whole page: [left, top, width, height], as shares of it.
+BOXES = """() => {
+  const whole = document.documentElement, found = {};
+  for (const e of document.querySelectorAll('[data-bid]')) {
+    const {left, top, width, height} = e.getBoundingClientRect();
+    found[e.dataset.bid] = [(left + scrollX) / whole.scrollWidth, (top + scrollY) / whole.scrollHeight,
+                            width / whole.scrollWidth, height / whole.scrollHeight];
+  }
+  return found;
+}"""
+
 # The document with what was typed, ticked and selected written into it, and without the episode's prefix.
 COPY = """prefix => {
   const copy = document.documentElement.cloneNode(true);
@@ -241,11 +252,13 @@ class BrowserFront:
             async with asyncio.timeout(self._ms / 1000):
                 return str(await self.page.evaluate(COPY, self._episode.prefix))
 
-    async def picture(self) -> bytes:
-        """The page as it stands now, whole, as PNG."""
+    async def picture(self) -> tuple[bytes, dict[str, list[float]]]:
+        """The page as it stands now, whole, as PNG, and where each numbered element lies on it (see BOXES)."""
         await self._rows()
         with answering("be painted"):
-            return bytes(await self.page.screenshot(full_page=True, timeout=self._ms))
+            async with asyncio.timeout(self._ms / 1000):
+                boxes = await self.page.evaluate(BOXES)
+            return bytes(await self.page.screenshot(full_page=True, timeout=self._ms)), boxes
 
 
 class Browser:

@@ -35,15 +35,17 @@ async def observe(ins: Instance, front: Front, step: int, past: tuple[str, ...],
 
 
 async def shown(ins: Instance, front: Front, obs: Observation) -> dict[str, Any]:
-    """A page before it is acted on, for who looks on: the document, its picture where it is a real one, what the oracle
-    calls right and a trap, and the cart."""
+    """A page before it is acted on, for who looks on: the document, its picture where it is a real one (with the
+    place of each element on it), what the oracle calls right and a trap, and the cart."""
     right, trap = labels(ins, front.state, obs)
-    picture = getattr(front, "picture", None)
+    paint = getattr(front, "picture", None)
+    picture, boxes = (None, None) if paint is None else await paint()
     return {
         "goal": ins.goal,
         "url": obs.url,
         "html": await front.html(),
-        "picture": None if picture is None else await picture(),
+        "picture": picture,
+        "boxes": boxes,
         "right": list(right),
         "trap": list(trap),
         "cart": _cart(ins, front),

@@ -22,15 +22,17 @@ export function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
+// The number of the element that an action names.
+export const bidOf = action => /^\w+\("(\d+)"/.exec(action || '')?.[1];
+
 // A page to be looked at: framed without any right, from the server's own address. `action` names an element to outline.
 export function frame(name, action) {
-  const bid = /^\w+\("(\d+)"/.exec(action || '');
-  const node = document.createElement('iframe');
+  const bid = bidOf(action), node = document.createElement('iframe');
   node.setAttribute('sandbox', '');
   node.setAttribute('referrerpolicy', 'no-referrer');
   node.setAttribute('tabindex', '-1');
   node.title = 'the page as the agent saw it';
-  node.src = `/page/${encodeURIComponent(name)}${bid ? `?bid=${bid[1]}` : ''}`;
+  node.src = `/page/${encodeURIComponent(name)}${bid ? `?bid=${bid}` : ''}`;
   return node;
 }
 

@@ -1,6 +1,6 @@
 // One episode under the reader's hands.
 import { get, post } from './api.js';
-import { add, frame, pair, pick, say, signed, swap } from './dom.js';
+import { add, bidOf, frame, pair, pick, say, signed, swap } from './dom.js';
 
 const { kind, element, badges, cart, mark } = globalThis.fairlead;
 const PHASES = { none: 'not started', loading: 'loading the model …', thinking: 'thinking …', waiting: 'waits for your step', ended: 'ended', error: 'stopped by an error' };
@@ -140,9 +140,10 @@ function act(node, one, text) {
 
 function drawPoint(point) {
   say(pick('page-url'), point.url || '');
-  swap(pick('page-view'), JSON.stringify([point.page, point.picture, point.picture || !point.page ? '' : point.steered.action]), box => {
+  swap(pick('page-view'), JSON.stringify([point.page, point.picture, point.steered.action]), box => {
     if (point.picture) {
-      const shot = add(box, 'img', '', 'shot');
+      const whole = add(box, 'div', '', 'shot-box'), shot = add(whole, 'img', '', 'shot');
+      outline(whole, point.boxes?.[bidOf(point.steered.action)]);
       shot.src = `/page/${encodeURIComponent(point.picture)}`;
       shot.alt = 'the page in Chromium, as the agent sees it';
     } else if (point.page) box.append(frame(point.page, point.steered.action));
@@ -156,6 +157,13 @@ function drawPoint(point) {
   act(pick('act-default'), point.default, point.text);
   drawChoices(point);
   drawBars(point);
+}
+
+// A frame around the element that is about to be used; `at` is its place on the picture, in shares of it.
+function outline(whole, at) {
+  if (!at) return;
+  const aim = add(whole, 'i', '', 'aim');
+  ['left', 'top', 'width', 'height'].forEach((side, i) => { aim.style[side] = `${100 * at[i]}%`; });
 }
 
 // The order is the bare model's, so that rows stay where they are while a slider moves.
@@ -207,7 +215,7 @@ function drawTimeline() {
   pick('timeline-section').hidden = !state.timeline.length;
   swap(pick('timeline'), JSON.stringify([state.timeline, state.steps]), table => {
     const head = add(add(table, 'thead'), 'tr');
-    for (const name of ['step', 'taken', 'without the edit', 'funnel', 'edits: fired, and what they moved']) add(head, 'th', name).scope = 'col';
+    for (const name of ['step', 'taken', 'without the edit', 'funnel', 'edits: tokens they fired on, and the latent at the decision token']) add(head, 'th', name).scope = 'col';
     const body = add(table, 'tbody');
     let line = null;
     for (const [i, one] of state.timeline.entries()) {
