@@ -223,6 +223,42 @@ async def test_a_step_that_dies_answers_500_and_the_loop_goes_on(models: Any, mo
     await endpoint.stop()
 
 
+@pytest.mark.parametrize("place", ["_next", "_send", "fail_all"])
+async def test_a_thread_that_dies_leaves_nobody_waiting(models: Any, monkeypatch: Any, place: str) -> None:
+    """One request is streaming, others wait for a row: all are told, later ones too, and /health says so."""
+    endpoint = await Endpoint.start(models, settings=Settings(rows=1))
+    (scheduler,) = endpoint._desk.schedulers
+    real, left = scheduler.batch.step, iter(range(30))
+    owner, name = (scheduler.batch, "fail_all") if place == "fail_all" else (scheduler, place)
+    own = getattr(owner, name)
+
+    def dies(*given: Any) -> Any:
+        if scheduler.dead:
+            return own(*given)
+        raise MemoryError("no room left")
+
+    def step() -> None:
+        real()
+        if next(left, None) is None:
+            monkeypatch.setattr(owner, name, dies)
+            if place == "fail_all":
+                raise RuntimeError("a worker died")
+
+    monkeypatch.setattr(scheduler.batch, "step", step)
+    monkeypatch.setattr(scheduler.batch, "_ends", frozenset())
+    async with httpx2.AsyncClient(base_url=endpoint.url, timeout=60) as client:
+        long = ask(max_tokens=300, temperature=1.0)
+        asked = [asyncio.create_task(client.post(CHAT, json={**long, "stream": i == 0})) for i in range(3)]
+        stream, *others = await asyncio.wait_for(asyncio.gather(*asked), 30)
+        last = [line for line in stream.text.splitlines() if line.startswith("data: ")][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert [got.status_code for got in others] == [503, 503], [got.text for got in others]
+        later, health = await client.post(CHAT, json=ask()), await client.get("/health")
+        assert later.status_code == 503 and later.json()["error"]["type"] == "server_error"
+        assert (health.status_code, health.json()) == (503, {"status": "failed", "waiting": 0})
+    await asyncio.wait_for(endpoint.stop(), 30)
+
+
 async def test_an_error_in_the_middle_of_a_stream_is_an_event(models: Any, monkeypatch: Any) -> None:
     endpoint = await Endpoint.start(models)
     (scheduler,) = endpoint._desk.schedulers

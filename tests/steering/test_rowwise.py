@@ -18,9 +18,10 @@ from tests.steering.strategies import compares, conditions, edits, quick
 from fairlead import steering
 from fairlead.core.errors import EditError
 from fairlead.core.types import Message, Messages
-from fairlead.lm.rows import Piece, Rows
+from fairlead.lm.rows import Piece, Rows, Span
 from fairlead.lm.subject import LocalSubject
-from fairlead.steering import Latent, Scope, Steps, StoredVector
+from fairlead.steering import Latent, Scope, Steps, StoredVector, rowtables
+from fairlead.steering.rowtables import RowTables, Sizes
 from fairlead.steering.rowwise import RowEngine
 from fairlead.steering.slots import RowEdits, compile_row, signature
 
@@ -126,6 +127,29 @@ def test_an_edit_that_only_takes_back_rounding_did_not_fire(subject: LocalSubjec
     batch.engine.put(0, compiled(line))
     _, ((first, second),) = batch.say([0])
     assert first.fired > 0 and second.fired == 0
+
+
+@pytest.mark.parametrize("noted", [1, 3, 64])
+def test_what_fired_is_written_late_and_the_last_reading_of_a_token_counts(
+    noted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rowtables, "NOTED", noted)
+    tables = RowTables("resid.0", 4, 3, Sizes(2), torch.device("cpu"))
+    tables.fired = tables.fired.new_zeros(3, 8, 2)
+    on, off = torch.tensor([0.5, 0.0]), torch.tensor([0.0, -2.0])
+
+    def piece(start: int, n: int) -> Piece:
+        return Piece(np.zeros(n, dtype=np.int64), start, 4)
+
+    padded = Span(1, [piece(0, 3), piece(0, 1)], 8, torch.device("cpu"))
+    tables.note(padded, torch.stack([torch.stack([on, off, on]), torch.stack([on, on, off])]))
+    again = Span(1, [piece(1, 1), piece(1, 1)], 8, torch.device("cpu"))
+    tables.note(again, torch.stack([on, on])[:, None])  # row 1's second token once more, in which another edit fired
+    tables.note(again, on[None, None])  # of its first row only
+    tables.settle()
+    want = torch.zeros(3, 8, 2, dtype=torch.bool)
+    want[1, :3, 0], want[2, 0, 1], want[2, 1, 0] = True, True, True
+    assert torch.equal(tables.fired, want)
 
 
 numbers = st.floats(-3, 3).map(lambda x: round(x, 2)) | st.sampled_from([0.0, 1.0])

@@ -183,6 +183,13 @@ class Batch:
             live.dirty = True
             self._fail(live, error)
 
+    def abandoned(self) -> list[Job]:
+        """All jobs that are here, which are here no more. No row is touched; the batch is not to be used again."""
+        jobs = [*(live.job for live in self._live), *self.waiting]
+        self._live, self._decoding = [], 0
+        self.waiting.clear()
+        return jobs
+
     def _drained(self) -> Iterator[Job]:
         while self.waiting:
             yield self.waiting.popleft()

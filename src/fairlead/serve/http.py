@@ -69,7 +69,9 @@ def app(desk: Desk, hosts: Sequence[str], routes: Sequence[BaseRoute] = (), shel
     a `shelf` (features_api.Shelf) is what questions about features are answered from."""
 
     async def health(_request: Request) -> Response:
-        return JSONResponse({"status": "ok", "waiting": desk.waiting}, headers=HEADERS)
+        dead = any(scheduler.dead for scheduler in desk.schedulers)
+        told = {"status": "failed" if dead else "ok", "waiting": desk.waiting}
+        return JSONResponse(told, 503 if dead else 200, headers=HEADERS)
 
     async def models(request: Request) -> Response:
         if not may(request, desk.key):

@@ -36,7 +36,7 @@ def describe(names: Sequence[str], limits: Limits, *, key: bool, features: bool 
             "description": "OpenAI-compatible completions of a language model whose activations are edited.",
         },
         "paths": {
-            "/health": {"get": _get("Whether it serves.", {"status": {"const": "ok"}, "waiting": _whole(0)}, [])},
+            "/health": {"get": _health()},
             "/metrics": {"get": _metrics(security)},
             "/v1/models": {"get": _get("The models.", listed, security)},
             "/v1/chat/completions": {"post": _post("Answer a chat.", "Chat", "ChatAnswer", security)},
@@ -58,6 +58,13 @@ def _get(told: str, properties: Json, security: Json) -> Json:
     schema = {"type": "object", "required": sorted(properties), "properties": properties}
     found = {"200": {"description": told, "content": {"application/json": {"schema": schema}}}}
     return {"summary": told, "security": security, "responses": {**found, **_refused("401")}}
+
+
+def _health() -> Json:
+    told = {"status": {"const": "ok"}, "waiting": _whole(0)}
+    dead = _get("The model's thread died.", {**told, "status": {"const": "failed"}}, [])["responses"]["200"]
+    found = _get("Whether it serves.", told, [])
+    return {**found, "responses": {**found["responses"], "503": dead}}
 
 
 def _metrics(security: Json) -> Json:

@@ -2,6 +2,7 @@
 
 One thread owns the batch: no row is touched by another. Requests come in under a lock, answers go back to the loop
 once a step. Nothing that happens in a step ends the thread: it answers what was at work with the error, and goes on.
+What happens outside of one does: then everybody is told, nothing more is taken, and the server says that it failed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Stopping(Exception):
     """The server is going away."""
 
 
+class Dead(Exception):
+    """The thread that answers is no more."""
+
+
 class Ticket:
     """One job, as the event loop that asked for it sees it."""
 
@@ -62,6 +67,7 @@ class Scheduler:
         self._new: list[Job] = []
         self._out: list[tuple[asyncio.AbstractEventLoop, Callable[[], None]]] = []
         self._stopping = self._returning = False
+        self.dead = False
         self._guests = 0
         self._seconds = 1.0  # a request takes about so long
         self._thread: threading.Thread | None = None
@@ -106,6 +112,8 @@ class Scheduler:
 
         job = job_of(done=done, told=told if stream else None)
         with self._wake:
+            if self.dead:
+                raise Dead
             if self._stopping:
                 raise Stopping
             if self.waiting + count > self.most:
@@ -147,15 +155,28 @@ class Scheduler:
             self._thread.start()
 
     def _run(self) -> None:
-        while self._next():
-            try:
-                self.batch.step()
-            except BaseException as error:
-                log.exception("a step of the batch failed")  # the traceback holds no prompt
-                self.batch.fail_all(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))
+        try:
+            while self._next():
+                try:
+                    self.batch.step()
+                except BaseException as error:
+                    log.exception("a step of the batch failed")  # the traceback holds no prompt
+                    self.batch.fail_all(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))
+                self._send()
+                if self._guests:
+                    time.sleep(0.0005)  # a lock that is taken again at once is never had by who waits for it
             self._send()
-            if self._guests:
-                time.sleep(0.0005)  # a lock that is taken again at once is never had by who waits for it
+        except BaseException:
+            log.exception("the batch's thread died: nothing more is answered, start the server again")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Tells all who wait, and touches nothing else: what the rows hold is not known."""
+        with self._wake:
+            self.dead = True
+            jobs, self._new = [*self.batch.abandoned(), *self._new], []
+        for job in jobs:
+            job.done(Dead())
         self._send()
 
     def _next(self) -> bool:

@@ -17,7 +17,7 @@ from fairlead.serve.ask import Ask, Refused
 from fairlead.serve.batch import Token, TookTooLong
 from fairlead.serve.lanes import Answer, Choice
 from fairlead.serve.opened import Served
-from fairlead.serve.scheduler import Busy, Stopping
+from fairlead.serve.scheduler import Busy, Dead, Stopping
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 DONE = "data: [DONE]\n\n"
@@ -127,6 +127,8 @@ def refused(error: Exception) -> Refused:
         return busy(error.seconds)
     if isinstance(error, Stopping):
         return Refused("the server is stopping", status=503, after=5)
+    if isinstance(error, Dead):
+        return Refused("the server failed and answers nothing more; its log says how", status=503)
     if isinstance(error, TimeoutError | TookTooLong):
         return Refused("the answer took too long", status=504)
     log.error("a request failed", exc_info=error)  # the traceback holds no prompt

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fairlead.lm.hooks import ForwardInfo
 from fairlead.steering.rowtables import Sizes
-from fairlead.steering.rowview import View
+from fairlead.steering.rowview import View, levels_of
 from fairlead.steering.slots import ALL, CODES, ROLE
 from fairlead.steering.tables import settled
 
@@ -62,7 +62,7 @@ def where_open(view: View, told: Tensor, at: Tensor) -> Tensor:
 def read(x: Tensor, view: View) -> Tensor:
     """z [n, T, k] of x [n, T, d]."""
     pre = torch.baddbmm(view.cut["b"], x, view.cut["e"])
-    z = torch.where(pre > view.cut["theta"], pre, 0.0)
+    z = torch.relu(pre) if view.relu else torch.where(pre > view.cut["theta"], pre, 0.0)
     for dictionary, rows, latents in view.full:
         at = torch.tensor(rows, device=x.device)
         exact = dictionary.encode(x[at]).to(x.dtype)
@@ -80,24 +80,23 @@ def written(x: Tensor, total: Tensor, view: View) -> Tensor:
 
 def change(z: Tensor, view: View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """(the change of each level [n, T, L * k], their sum [n, T, k])."""
-    alpha, beta = view.cut["alpha"], view.cut["beta"]
-    levels, k = alpha.shape[1], alpha.shape[-1]
+    k = z.shape[-1]
     steps, total = [], None
-    for i in range(levels):
+    for i, level in enumerate(view.levels):
         t = z if total is None else z + total
-        step = torch.addcmul(alpha[:, i], beta[:, i], t)
+        step = torch.addcmul(level.alpha, level.beta, t)
         if view.bounded:
-            inside = torch.clamp(t + step, view.cut["lo"][:, i], view.cut["hi"][:, i]) - t
-            step = torch.where(view.cut["bounded"][:, i], inside, step)
+            inside = torch.clamp(t + step, level.lo, level.hi) - t
+            step = torch.where(level.bounded, inside, step)
         if total is not None:
-            step = settled(step, z, t, (beta[:, i] != 0) | view.cut["bounded"][:, i])
+            step = settled(step, z, t, (level.beta != 0) | level.bounded)
         if mask is not None:
             open_ = mask if mask.shape[-1] == 1 else mask[..., i * k : (i + 1) * k]
-            step = torch.where(open_, step, 0.0)
+            step = torch.where(open_, step, view.zero)
         steps.append(step)
         total = step if total is None else total + step
     assert total is not None
-    return (total if levels == 1 else torch.cat(steps, dim=-1)), total
+    return (total if len(steps) == 1 else torch.cat(steps, dim=-1)), total
 
 
 def readings(sizes: Mapping[str, Sizes], z: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
@@ -120,7 +119,10 @@ class Acts:
         def acting(name: str, sizes: Sizes) -> Any:
             def act(h: Tensor) -> Tensor:
                 cut = tables[name]
-                view = View(0, h.shape[0], cut["steered"], True, True, sizes.conditions > 0, None, False, [], dict(cut))
+                view = View(
+                    0, h.shape[0], cut["steered"], False, True, True, sizes.conditions > 0, None, False, [],
+                    levels_of(cut), h.new_zeros((), dtype=torch.float32), dict(cut),
+                )  # fmt: skip
                 x = h.float()
                 z = seen[name] = read(x, view)
                 open_ = where_open(view, tokens["told"], tokens["at"])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fairlead.steering.slots import CLOSED, FAR, RowSite, code
+from fairlead.lm.rowcache import Span
+from fairlead.steering.slots import CLOSED, FAR, Ids, RowSite, code
 from fairlead.steering.tables import INF
 
 CUT = ("e", "b", "theta", "write", "alpha", "beta", "lo", "hi", "bounded", "code", "start", "stop", "condition")
+NOTED = 64  # forwards whose flags are written at once
 _WANTS = {">": (0, 0, 1), ">=": (0, 1, 1), "<": (1, 0, 0), "<=": (1, 1, 0), "==": (0, 1, 0), "!=": (1, 0, 1)}
 
 
@@ -72,7 +75,8 @@ class RowTables:
         self.left, self.right = zeros(*tests, dtype=torch.long), zeros(*tests, dtype=torch.long)
         self.level = zeros(*tests)
         self.want = zeros(3, *tests, dtype=torch.bool)  # less, equal, greater
-        self.fired = zeros(0, flat, dtype=torch.bool)  # [rows, room, levels * k]
+        self.fired = zeros(0, flat, dtype=torch.bool)  # [rows, room, levels * k], when settled
+        self._noted: list[tuple[Span, Tensor]] = []
 
     def tensors(self) -> list[Tensor]:
         return [
@@ -92,6 +96,28 @@ class RowTables:
                 "want": self.want[part].reshape(count, 3, 1, -1),
             }  # fmt: skip
         return found
+
+    def note(self, span: Span, steps: Tensor) -> None:
+        """What was changed at the tokens of a forward, [n, T, levels * k], or of its first n rows; an edit fired where
+        that is not 0. `settle` writes it."""
+        self._noted.append((span, steps))
+        if len(self._noted) >= NOTED:
+            self.settle()
+
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Writes what was noted, all at once: in a forward it would be a fifth of what the edits cost. Where a token
+        was read twice, as after a forward that failed, the later reading counts."""
+        if not self._noted:
+            return
+        noted, self._noted = self._noted, []
+        room = self.fired.shape[1]
+        at = np.concatenate([_places(span.positions[: len(steps)], span.first, room) for span, steps in noted])
+        _, last = np.unique(at[::-1], return_index=True)
+        kept = len(at) - 1 - last[0 if at.min() >= 0 else 1 :]  # padding's place is -1
+        flags = torch.cat([steps.flatten(0, 1) for _, steps in noted]).bool()
+        places, chosen = (torch.from_numpy(x).to(self.device) for x in (at[kept], kept))
+        self.fired.view(-1, flags.shape[1]).index_copy_(0, places, flags[chosen])
 
     def clear(self, row: int) -> None:
         """Row as nobody's: nothing is read, nothing is written."""
@@ -122,6 +148,12 @@ class RowTables:
                     self.right[at_test] = -1 if test.right is None else offsets[test.right[0]] + test.right[1]
                     self.level[at_test] = test.level
                     self.want[row, :, q, m, c] = torch.tensor(_WANTS[test.op], dtype=torch.bool)
+
+
+def _places(positions: Ids, first: int, room: int) -> Ids:
+    """Where tokens at these positions [n, T] of the rows from `first` on lie in [rows * room]; -1 for padding."""
+    rows = np.arange(first, first + len(positions))[:, None]
+    return np.where(positions >= 0, rows * room + positions, -1).reshape(-1)
 
 
 def copy_fired(old: RowTables, new: RowTables) -> None:

@@ -6,7 +6,7 @@ is simple in all rows at once is decided here, when rows change, and not at ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,26 +32,47 @@ class Simple:
 
     def of(self, z: Tensor) -> Tensor:
         """bool [n, T, flat] for readings z [n, T, k]."""
-        read = z.gather(-1, self.left.expand(-1, z.shape[1], -1))
+        read = z.gather(-1, self.left if z.shape[1] == 1 else self.left.expand(-1, z.shape[1], -1))
         found = self.holds(read if self.sign is None else read * self.sign, self.level)
         return found if self.free is None else found | self.free
 
 
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The tables of one level, [n, 1, k] each."""
+
+    alpha: Tensor
+    beta: Tensor
+    lo: Tensor
+    hi: Tensor
+    bounded: Tensor
+
+
 @dataclass(eq=False)
 class View:
-    """`cut` are the tables' slices. `generated` says where changes may be made when every row reads one token that it
-    generated: None everywhere, a bool [n, 1, flat], or False where that must be worked out from the tokens."""
+    """`cut` are the tables' slices, `levels` those of them that belong to a level. `relu`: all thresholds are 0.
+    `generated` says where changes may be made when every row reads one token that it generated: None everywhere, a bool
+    [n, 1, flat], or False where that must be worked out from the tokens."""
 
     first: int
     count: int
     steered: Tensor | None  # bool [n, 1, 1]; None: every row has edits here
+    relu: bool
     bounded: bool
     scoped: bool
     conditions: bool
     simple: Simple | None
     generated: Tensor | None | bool
     full: list[tuple[Any, list[int], Tensor]]  # (dictionary, rows of the span, latents [r, 1, k])
+    levels: list[Level]
+    zero: Tensor  # a number would be made a tensor at every use
     cut: dict[str, Tensor] = field(default_factory=dict)
+
+
+def levels_of(cut: Mapping[str, Tensor]) -> list[Level]:
+    """The tables of each level."""
+    tables = [cut[name] for name in ("alpha", "beta", "lo", "hi", "bounded")]
+    return [Level(*(table[:, i] for table in tables)) for i in range(tables[0].shape[1])]
 
 
 def make_view(tables: RowTables, own: Sequence[RowSite | None], first: int, device: torch.device) -> View:
@@ -63,11 +84,12 @@ def make_view(tables: RowTables, own: Sequence[RowSite | None], first: int, devi
     plain = bool(((code_here == ALL) | ~used).all()) and all(_closed_only_where_empty(o) for o in own)
     conditions = any(o is not None and o.conditions for o in own)
     steered = [o is not None for o in own]
+    cut = tables.cut(first, count)
     return View(
         first, count, None if all(steered) else torch.tensor(steered, device=device)[:, None, None],
-        bool(tables.bounded[part].any()), not plain, conditions,
+        not bool(cut["theta"].any()), bool(cut["bounded"].any()), not plain, conditions,
         _simple(tables, own, device) if conditions else None, _generated(code_here, own),
-        _full(own, device, tables.sizes.k), tables.cut(first, count),
+        _full(own, device, tables.sizes.k), levels_of(cut), cut["b"].new_zeros(()), cut,
     )  # fmt: skip
 
 

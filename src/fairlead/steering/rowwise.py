@@ -2,8 +2,9 @@
 
 The algebra is that of `engine`, Δh = Σ_j g_j·(α_j + β_j·z_j)·d_j, and a test holds the two to each other; here every
 row may have a set of its own, sets come while others run, and a forward costs the same whether the rows' edits are the
-same or all different. Unedited rows are copied through, bit for bit. What fired is written beside the keys and values,
-one flag a token and edit, so that nothing is counted on the way and a row's past can be kept with its cache.
+same or all different. Unedited rows are copied through, bit for bit. What fired is kept beside the keys and values, one
+flag a token and edit, so that nothing is counted on the way and a row's past can be kept with its cache. What can be
+made when rows change, or put off until somebody asks what fired, is not done in a forward.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class RowEngine:
         self._held: list[tuple[RowEdits, int] | None] = [None] * rows
         self._sites: dict[str, RowTables] = {}
         self._views: dict[tuple[str, int, int], View] = {}
+        self._hooks: dict[tuple[int, int], list[tuple[str, Hook]]] = {}
+        self._seen: dict[str, Tensor] = {}  # readings of the forward at work, by site
+        self._flags = Flags()
         self._decided: list[dict[str, tuple[list[float], list[float]]]] = [{} for _ in range(rows)]
         self._room = 0
         self._acts: Acts | None = None
@@ -50,8 +54,10 @@ class RowEngine:
 
     def clear(self, row: int) -> None:
         """The row has no edits."""
+        self._settle()
         held, self._held[row], self._decided[row] = self._held[row], None, {}
         self._views.clear()
+        self._hooks.clear()
         with torch.inference_mode():
             for site in held[0].sites if held else ():
                 self._sites[site].clear(row)
@@ -111,14 +117,14 @@ class RowEngine:
         """What belongs to the sites in the forward of `span`, whose rows have `room` tokens each."""
         if room != self._room:
             self._grow(room)
-        rows = range(span.first, span.first + span.count)
-        sites = {site for r in rows if (held := self._held[r]) is not None for site in held[0].sites}
-        if not sites:
-            return []
-        seen: dict[str, Tensor] = {}
-        flags = Flags()
-        ordered = [name for name in self._sites if name in sites]
-        return [(name, self._hook(name, seen, flags)) for name in ordered]
+        self._seen.clear()
+        self._flags = Flags()
+        key = (span.first, span.count)
+        if key not in self._hooks:
+            here = self._held[span.first : span.first + span.count]
+            sites = {site for held in here if held is not None for site in held[0].sites}
+            self._hooks[key] = [(name, self._hook(name, span)) for name in self._sites if name in sites]
+        return self._hooks[key]
 
     def flops(self, first: int, lengths: Sequence[int]) -> float:
         """What the hooks add to a forward of so many tokens a row."""
@@ -126,27 +132,32 @@ class RowEngine:
         return float(sum(h[0].flops_per_token * n for h, n in zip(held, lengths, strict=True) if h is not None))
 
     def _grow(self, room: int) -> None:
+        self._settle()
         self._room = room
         for site in self._sites.values():
             old = site.fired
             site.fired = old.new_zeros(self.rows, room, old.shape[-1])
             site.fired[:, : old.shape[1]] = old
 
-    def _hook(self, name: str, seen: dict[str, Tensor], flags: Flags) -> Hook:
+    def _settle(self) -> None:
+        for site in self._sites.values():
+            site.settle()
+
+    def _hook(self, name: str, span: Span) -> Hook:
+        """For this site and the rows of this span, until one of them changes."""
+        site, view = self._sites[name], self._view(name, span)
+
         def hook(h: Tensor, span: Span) -> Tensor:
-            site, view = self._sites[name], self._view(name, span)
             if h.shape[-1] != site.d:
                 raise EditError(f"edits at {name} do not fit this model", expected=f"{site.d}", got=f"{h.shape[-1]}")
             x = h if h.dtype == torch.float32 else h.float()
-            z = read(x, view)
-            seen[name] = z
-            steps, total = change(z, view, self._mask(site, view, z, span, seen, flags))
-            new = written(x, total, view).to(h.dtype)
+            z = self._seen[name] = read(x, view)
+            steps, total = change(z, view, self._mask(site, view, z, span))
+            new = written(x, total, view)
+            new = new if h.dtype == torch.float32 else new.to(h.dtype)
             new = new if view.steered is None else torch.where(view.steered, new, h)
-            fired = steps.ne(0).view(-1, steps.shape[-1])
-            flat, picked = span.places(1)
-            site.fired.view(-1, fired.shape[-1]).index_copy_(0, flat, fired if picked is None else fired[picked])
-            if span.deciding:
+            site.note(span, steps)
+            if not span.decoding and span.deciding:
                 self._decide(name, span, view, z, new)
             self.passes += 1
             return new
@@ -158,18 +169,17 @@ class RowEngine:
         if key not in self._views:
             if len(self._views) > 256:
                 self._views.clear()
+                self._hooks.clear()
             own = [(h[0].sites.get(name) if h else None) for h in self._held[span.first : span.first + span.count]]
             self._views[key] = make_view(self._sites[name], own, span.first, self.device)
         return self._views[key]
 
-    def _mask(
-        self, site: RowTables, view: View, z: Tensor, span: Span, seen: dict[str, Tensor], flags: Flags
-    ) -> Tensor | None:
+    def _mask(self, site: RowTables, view: View, z: Tensor, span: Span) -> Tensor | None:
         """bool [n, T, levels * k]: where each change may be made; None where every one may."""
         if span.decoding and not isinstance(view.generated, bool):
             open_ = view.generated
         elif view.scoped or view.conditions:
-            open_ = where_open(view, flags.of(span.info), span.info.positions)
+            open_ = where_open(view, self._flags.of(span.info), span.info.positions)
         else:
             return span.info.real[..., None] if span.padded else None
         if not view.conditions:
@@ -177,7 +187,7 @@ class RowEngine:
         if view.simple is not None:
             found = view.simple.of(z)
         else:
-            found = holds(site.sizes, view, z, readings(self._sizes(), z, seen))
+            found = holds(site.sizes, view, z, readings(self._sizes(), z, self._seen))
         return found if open_ is None else open_ & found
 
     def _sizes(self) -> dict[str, Sizes]:
@@ -201,8 +211,7 @@ class RowEngine:
 
         def done(fired: Mapping[str, Tensor]) -> None:
             for name, flags in fired.items():
-                flat = span.places(1)[0][: flags.shape[0]]
-                self._sites[name].fired.view(-1, flags.shape[1]).index_copy_(0, flat, flags)
+                self._sites[name].note(span, flags[:, None])
                 self.passes += 1
 
         return Traced({"": told, **cuts}, self._acts, done)
@@ -221,6 +230,7 @@ class RowEngine:
         held = self._held[row]
         if held is None or not held[0].placed:
             return np.zeros((length, 0), dtype=bool)
+        self._settle()
         found = {name: self._sites[name].fired[row, :length].cpu().numpy() for name in held[0].sites}
         flat = [found[p.site][:, p.level * self._sites[p.site].sizes.k + p.column] for p in held[0].placed]
         return np.stack(flat, axis=1)
@@ -228,6 +238,7 @@ class RowEngine:
     @torch.inference_mode()
     def put_fired(self, row: int, fired: npt.NDArray[np.bool_]) -> None:
         """The inverse of `fired`, for a row whose first tokens were read before."""
+        self._settle()
         held = self._held[row]
         for j, p in enumerate(held[0].placed if held else ()):
             site = self._sites[p.site]
