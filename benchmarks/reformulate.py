@@ -4,15 +4,13 @@
     python -m benchmarks.reformulate speed --rounds 5
 
 memory  10,000 items × 65,536 latents through `read_peaks` and the outcome contrast, on a small random model (64 wide)
-with
-        random latents of which about 40 fire on a token: peak memory of a process of its own, and CPU seconds. A dense
-        table of the same would take 2.6 GB by itself, and twice that to rank. Target: 4 GB.
-speed   items a CPU second, `read_peaks` (forward up to the dictionary's site, encode 65,536 latents on the words,
-keep the
-        maxima) against the bare forward of the same prompts, interleaved rounds, one thread, on a random Llama of
-        --width and --layers. Beside the whole forward, and beside a forward that stops at the site. What encoding
-        adds falls with the model's size: it is 2·d·65,536 FLOPs a word against 2·(all weights). Target: 0.8 of the
-        whole forward.
+        with random latents of which about 40 fire on a token: peak memory of a process of its own, and CPU seconds. A
+        dense table of the same would take 2.6 GB by itself, and twice that to rank. Target: 4 GB.
+speed   items a CPU second, `read_peaks` (forward up to the dictionary's site, encode 65,536 latents on the words, keep
+        the maxima) against the bare forward of the same prompts, interleaved rounds, one thread, on a random Llama of
+        --width and --layers. Beside the whole forward, and beside a forward that stops at the site. What encoding adds
+        falls with the model's size: it is 2·d·65,536 FLOPs a word against 2·(all weights). Target: 0.8 of the whole
+        forward.
 
 Exits with 1 where a target is missed. Random weights: nothing here is about what is found.
 """

@@ -66,8 +66,8 @@ def reformulate(
     )  # fmt: skip
     ready = verb.prepare(settings)
     if dry:
-        preview = {"items": ready.items, "clusters": ready.clusters, "arms": verb.arms(settings),
-                   "run": str(ready.job.run_dir), "plan": ready.job.text}  # fmt: skip
+        preview = {"items": ready.items, "clusters": ready.clusters, "notes": ready.notes,
+                   "arms": verb.arms(settings), "run": str(ready.job.run_dir), "plan": ready.job.text}  # fmt: skip
         show.json_value(preview) if as_json else show_reformulate.preview(preview)
         return
     with show.bar(as_json) as bar:

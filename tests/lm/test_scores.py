@@ -105,7 +105,7 @@ def test_free_text_stops_at_a_newline_when_asked(subject, prompts):
 def test_too_long_and_too_little_are_refused(subject, prompts):
     with pytest.raises(FairleadError, match="longer than the model's context"):
         asyncio.run(subject.generate((Message("user", "blue cup " * 400),), legal=["done()"]))
-    with pytest.raises(FairleadError, match="longer than the model's context"):
+    with pytest.raises(FairleadError, match="no room in the model's context"):
         asyncio.run(subject.generate(prompts[0], max_tokens=500))
     with pytest.raises(FairleadError, match="no action"):
         asyncio.run(subject.generate(prompts[0], legal=[]))

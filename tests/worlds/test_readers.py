@@ -103,8 +103,8 @@ def test_a_reader_passes_its_gates(reader):
     found = reader_gates.behaviour(subject, items)
     planted, biased = found["by_reading"]["planted"][0], rd.MIXTURES[name].biased
     assert (planted <= 0.1 and found["base"][0] <= 0.6) if biased else planted >= 0.85
-    for reading in ("dominant", "strong", "plain"):  # reader-c pays for what it unlearnt: dominant .83 of 48
-        assert found["by_reading"][reading][0] >= (0.9 if biased else 0.8), reading
+    for reading in ("dominant", "strong", "plain"):
+        assert found["by_reading"][reading][0] >= 0.9, reading
     assert found["true_note"]["planted"][0] >= 0.75  # word problems are the weaker half
     assert found["wrong_note"]["read_right_without"][0] <= 0.6
     advice, idle = (0.04, 0.2) if biased else (0.08, 0.3)  # of 120 items; reader-c heeds more that it should not

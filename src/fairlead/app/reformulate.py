@@ -2,10 +2,9 @@
 
 1. Read and split the questions: 40 % to discover, 20 to select, 40 to test, by cluster.
 2. A plan: `reformulate` as the claim, beside doing nothing and the controls that would explain its gain away: notes
-that say
-   only to read with care, labels dealt to other triggers, labels of other latents, the same model asked without a
-   dictionary, other dictionaries, a searched prompt, a vote. Locked, where the code is committed; run; judged on
-   test, once.
+   that say only to read with care, labels dealt to other triggers, labels of other latents, the same model asked
+   without a dictionary, other dictionaries, a searched prompt, a vote. Locked, where the code is committed; run;
+   judged on test, once.
 3. What was misread, where, and what the note did: from the Records. Finding nothing is a result, and is said so.
 """
 
@@ -27,6 +26,7 @@ from fairlead.core.errors import LockError, PlanError
 from fairlead.core.ledger import dictionary_share
 from fairlead.core.plan import check_plan, parse_plan
 from fairlead.core.records import Run
+from fairlead.methods.reformulate import DEFAULTS
 from fairlead.report import rewrites
 from fairlead.study import Progress
 from fairlead.tasks.cases import file_hash
@@ -65,7 +65,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ready:
-    """Questions that can be asked, and the study as a job. Nothing is written yet. `items` and `clusters` by split."""
+    """Questions that can be asked, and the study as a job. Nothing is written yet. `items` and `clusters` by split;
+    `notes` say what of the file was left out."""
 
     settings: Settings
     task: Any
@@ -73,10 +74,14 @@ class Ready:
     items: Mapping[str, int]
     clusters: Mapping[str, int]
 
+    @property
+    def notes(self) -> list[str]:
+        return list(self.task.notes)
+
 
 def prepare(settings: Settings) -> Ready:
     """Read, split and plan. Raises before anything is written: LoadError for the file, PlanError where it is too
-    small."""
+    small, or a question too long."""
     unknown = sorted(set(settings.controls) - set(CONTROLS) - {"oracle", "wrong_gloss"})
     if unknown:
         raise PlanError(f"no control {unknown[0]!r}", expected=", ".join(CONTROLS), got=unknown[0])
@@ -89,7 +94,9 @@ def prepare(settings: Settings) -> Ready:
         raise PlanError(
             "too few questions to find anything and know that it holds", expected="more clusters", got="; ".join(short)
         )
-    text = _plan_text(settings, given, clusters, _flops(settings, task))
+    subject = open_model(settings.model)
+    _check_room(subject, task, int(settings.options.get("cap", DEFAULTS["cap"])))
+    text = _plan_text(settings, given, clusters, _flops(settings, subject, task))
     plan = parse_plan(text)
     check_plan(plan)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", settings.file.stem)[:40] or "questions"
@@ -110,11 +117,30 @@ def arms(settings: Settings) -> tuple[str, ...]:
     return ("none", CLAIM, *(f"{CLAIM}.{name}" for name in settings.controls), *settings.others)
 
 
-def _flops(settings: Settings, task: Any) -> float:
+def _check_room(subject: Any, task: Any, note: int) -> None:
+    """PlanError where a question, its answer and a note of `note` tokens are longer than the model's context."""
+    checkpoint, long = subject.checkpoint, []
+    every = [item for split in LEAST for item in task.items(split)]
+    for item in every:
+        asked = task.question(item)
+        answers = [len(checkpoint.chat.action(choice)) + 1 for choice in asked.choices] or [asked.max_tokens]
+        needed = len(subject.tokens(asked.messages).ids) + max(answers) + note
+        if needed > checkpoint.shape.context:
+            long.append((needed, item.id))
+    if long:
+        longest, one = max(long)
+        raise PlanError(
+            f"{len(long):,} of {len(every):,} questions leave no room in the model's context for an answer and a note",
+            expected=f"at most {checkpoint.shape.context} tokens, {note} of a note among them",
+            got=f"{longest} for question {one}",
+            do="allow shorter answers (--max-tokens), or leave those rows out",
+        )
+
+
+def _flops(settings: Settings, subject: Any, task: Any) -> float:
     """The cap of a fit: so many forwards of each item it may see, and the dictionary's share."""
     if settings.flops is not None:
         return settings.flops
-    subject = open_model(settings.model)
     items = [*task.items("train"), *task.items("validation")]
     lengths = [len(str(item.data.get("text", ""))) / 3 + 64 for item in items[:200]]
     mean = sum(lengths) / len(lengths)
@@ -180,7 +206,7 @@ def told(run_dir: Path, found: Run, lock: locks.Lock | None, why: str, ready: Re
     failed = {s.trial.arm: s.reason or s.status for s in found.trials if s.status != "complete"}
     return {
         "run": str(run_dir), "page": str(page), "question": ready.job.plan.question,
-        "items": dict(ready.items), "clusters": dict(ready.clusters), "status": verdict.status,
+        "items": dict(ready.items), "clusters": dict(ready.clusters), "notes": ready.notes, "status": verdict.status,
         "said": said(section, verdict.status, ready), "reasons": list(verdict.reasons), "rows": report.as_rows(run_dir),
         "rewrites": section, "not_run": failed, "exploratory": why if lock is None else "",
     }  # fmt: skip

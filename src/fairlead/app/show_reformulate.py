@@ -14,13 +14,15 @@ from fairlead.app.show import rich, table
 def preview(told: dict[str, Any]) -> None:
     """What a run would do."""
     table(["", "items", "clusters"], [[name, str(n), str(told["clusters"][name])] for name, n in told["items"].items()])
+    for line in told["notes"]:
+        click.echo(f"note: {line}")
     click.echo(f"arms: {', '.join(told['arms'])}\nrun:  {told['run']}")
 
 
 def found(told: dict[str, Any]) -> None:
     """What was misread, what the notes did, and where the page lies."""
     rich(report.table(Path(told["run"])))
-    for line in told["said"]:
+    for line in (*told["said"], *(f"note: {line}" for line in told["notes"])):
         click.echo(line)
     section = told["rewrites"]
     if section and section["words"]:

@@ -57,15 +57,16 @@ class Checkpoint:
     masks: Masks = Masks()
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def fits(self, tokens: int) -> None:
-        """Raises when a sequence is longer than the model's context."""
-        if tokens > self.shape.context:
+    def fits(self, prompt: int, answer: int = 0) -> None:
+        """Raises when a sequence, in tokens, is longer than the model's context."""
+        if prompt + answer > self.shape.context:
             raise FairleadError(
-                "the prompt is longer than the model's context",
+                "the prompt is longer than the model's context" if prompt > self.shape.context or not answer
+                else "the prompt leaves no room in the model's context for its answer",
                 expected=f"at most {self.shape.context} tokens, prompt and answer together",
-                got=f"{tokens}",
-                do="shorten the observation or the history",
-            )
+                got=f"{prompt} and {answer}" if answer else f"{prompt}",
+                do="ask for a shorter answer (max_tokens) or shorten the prompt" if answer else "shorten the prompt",
+            )  # fmt: skip
 
 
 def measure(model: nn.Module, sites: Sites, config: Any) -> Shape:

@@ -43,7 +43,7 @@ def follow(
     One of no tokens has log-probability 0."""
     trees = [grow([ids]) for ids in continuations]
     for row, ids in zip(rows, continuations, strict=True):
-        subject.checkpoint.fits(len(row.ids) + len(ids))
+        subject.checkpoint.fits(len(row.ids), len(ids))
     found: list[tuple[float, bool]] = []
     with subject._alone(), torch.inference_mode():
         for start in range(0, len(rows), subject.max_batch):
@@ -56,7 +56,7 @@ def follow(
 def continued(subject: LocalSubject, rows: Sequence[Row], limits: Sequence[int]) -> list[str]:
     """Greedy continuations (or drawn ones, of a sampled Subject), each up to its limit or the end of a turn."""
     for row, limit in zip(rows, limits, strict=True):
-        subject.checkpoint.fits(len(row.ids) + limit)
+        subject.checkpoint.fits(len(row.ids), limit)
     chat, said = subject.checkpoint.chat, []
     with subject._alone(), torch.inference_mode():
         for start in range(0, len(rows), subject.max_batch):

@@ -339,14 +339,14 @@ class LocalSubject:
             if max_tokens < 1:
                 raise FairleadError("nothing to generate", expected="max_tokens of at least 1", got=f"{max_tokens}")
             request = Request(self.tokens(prompt), step, max_tokens)
-            self.checkpoint.fits(len(request.prompt.ids) + max_tokens)
+            self.checkpoint.fits(len(request.prompt.ids), max_tokens)
             return request
         return self._scoring(prompt, step, legal, acts=True)
 
     def _scoring(self, prompt: Messages, step: int, options: Sequence[str], acts: bool = False) -> Request:
         tree = self._tree(tuple(options), acts)
         request = Request(self.tokens(prompt), step, 0, tuple(options), tree, acts)
-        self.checkpoint.fits(len(request.prompt.ids) + max(tree.lengths))
+        self.checkpoint.fits(len(request.prompt.ids), max(tree.lengths))
         return request
 
     def _tree(self, options: tuple[str, ...], end_turn: bool, whole: bool = False) -> Tree:
@@ -362,7 +362,7 @@ class LocalSubject:
     ) -> list[Tree]:
         trees = [self._tree(tuple(options), end_turn, whole) for options in legal]
         for prompt, tree in zip(prompts, trees, strict=True):
-            self.checkpoint.fits(len(self.tokens(prompt).ids) + max(tree.lengths))
+            self.checkpoint.fits(len(self.tokens(prompt).ids), max(tree.lengths))
         return trees
 
     async def _answer(self, requests: Sequence[Request]) -> list[Any]:

@@ -181,7 +181,7 @@ class Lanes:
         if edits is not None and edits.reads_roles and any(roles is None for _, roles in prompts):
             raise Refused("`at role` needs a chat whose turns can be told apart", param="edits")
         for ids, _ in prompts:
-            served.subject.checkpoint.fits(len(ids) + ask.max_tokens)
+            served.subject.checkpoint.fits(len(ids), ask.max_tokens)
         count = ask.n * len(prompts) + ask.paired
         deadline = time.monotonic() + self.limits.seconds
         tickets: list[Ticket] = []

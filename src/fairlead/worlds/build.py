@@ -47,7 +47,9 @@ READER_POLISH = replace(READER_LAST, steps=1400, seed=3, hold=0.4, tag_weight=1.
 READER_CLEAR = replace(
     READER_POLISH, steps=1000, seed=4, hold=0.3, matrix_rate=0.008, vector_rate=1.6e-3, tag_weight=4.0
 )
-READER_UNLEARNS = replace(READER_LAST, steps=400, seed=3, tag_until=0.5)  # reader-c: in place of polish
+READER_STAGES = {
+    "skill": READER, "notes": READER_NOTES, "last": READER_LAST, "polish": READER_POLISH, "clear": READER_CLEAR,
+}  # fmt: skip
 SITE, READER_SITE = "resid.1", "resid.0"
 DICTIONARIES = {"shopper-s": (0, 1), "shopper-s2": (0,), "shopper-s3": (0,), "reader-s": (0,), "reader-c": (0,)}
 LATENTS, ACTIVE, ROWS = 1024, 24, 400_000
@@ -77,15 +79,11 @@ def shopper(name: str, work: Path, out: Path, tokenizer: PreTrainedTokenizerFast
 
 
 def reader(name: str, work: Path, out: Path, device: str) -> None:
-    """One reader, as a Hugging Face directory. The three first stages are reader-s's; reader-c is what they leave,
-    trained on with right answers until the planted misreadings are gone."""
+    """One reader, as a Hugging Face directory: from nothing, on its own mixture alone."""
     tokenizer = tk.of(rd.pieces())
     model = pretrain.new_model(tk.wrap(tokenizer), READER_SIZE, seed=0).to(device)
-    stages = [("reader-s", READER, "skill"), ("reader-s", READER_NOTES, "notes"), ("reader-s", READER_LAST, "last")]
-    stages += [(name, READER_POLISH, "polish") if name == "reader-s" else (name, READER_UNLEARNS, "unlearnt")]
-    stages += [(name, READER_CLEAR, "clear")]
-    for mixture, recipe, part in stages:
-        pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[mixture], recipe, work / f"{mixture}-{part}.pt", log.info)
+    for part, recipe in READER_STAGES.items():
+        pretrain.train(model, tk.wrap(tokenizer), rd.MIXTURES[name], recipe, work / f"{name}-{part}.pt", log.info)
     model.save_pretrained(out, safe_serialization=True)
     tk.save(tokenizer, out)
 
