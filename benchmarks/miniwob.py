@@ -19,18 +19,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from tests.adapters.test_miniwob import POLICIES
 
 from fairlead.adapters.miniwob import Act, Episode, MiniWoB, acting
 from fairlead.judge.stats import clustering, paired, wilson
 from fairlead.lm.load import load
-
-KINDS = (
-    "click-button", "click-button-sequence", "click-checkboxes", "click-checkboxes-large", "click-checkboxes-transfer",
-    "click-collapsible-2-nodelay", "click-collapsible-nodelay", "click-color", "click-dialog", "click-dialog-2",
-    "click-link", "click-option", "click-tab", "click-tab-2-easy", "click-test", "click-test-2", "click-widget",
-    "choose-list", "enter-password", "enter-text", "enter-text-2", "enter-text-dynamic", "find-greatest", "find-word",
-    "focus-text", "focus-text-2", "login-user", "odd-or-even", "read-table", "simple-arithmetic", "unicode-test",
-)  # fmt: skip
 
 
 def drawing(seed: int) -> Act:
@@ -60,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--model", default="pocket/shopper-s")
-    parser.add_argument("--kinds", type=lambda text: tuple(text.split(",")), default=KINDS)
+    parser.add_argument("--kinds", type=lambda text: tuple(text.split(",")), default=tuple(POLICIES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()

@@ -16,6 +16,8 @@ from tests.app.conftest import FEATURES, SITE, WIDTH
 from tests.report.synthetic_run import HOSTILE, write_run
 from tests.serve.ladder import LEGAL, Ladder
 
+from fairlead.core import plugins
+from fairlead.core.fake import FakeSubject
 from fairlead.core.keys import canonical
 from fairlead.dictionaries import random as random_dictionary
 from fairlead.features.detection import Detection
@@ -23,6 +25,7 @@ from fairlead.features.harvest import harvest, texts_of
 from fairlead.features.labels import Label
 from fairlead.serve.features_api import Shelf
 from fairlead.serve.live.episode import Bench, Session
+from fairlead.serve.live.pages import Pages
 from fairlead.serve.live.server import beside, token
 from fairlead.serve.live.tail import Tail
 from fairlead.serve.live.web import Live
@@ -222,6 +225,36 @@ def test_bars_and_shares_follow_an_edit_and_a_slider(visit: Callable[..., Tab]) 
     tab.page.wait_for_selector("#view-episode[data-phase=waiting]")
     expect(tab.page.locator("#timeline-section")).to_be_hidden()
     assert tab.wrong == []
+
+
+def test_in_a_browser_what_is_about_to_be_used_is_framed(visit: Callable[..., Tab]) -> None:
+    """Two browsers: the agent's, whose picture the page shows, and the reader's. The frame lies on the element."""
+    task = plugins.get("tasks", "shop")({"n": 1, "categories": ["promo"], "front": "chromium", "contexts": 1})
+    items = {item.id: item for item in task.items("validation")}
+    session = Session(lambda: Bench(task, items, FakeSubject(), model="fake"), pages := Pages())
+    watched = Live(token(), session=session, pages=pages)
+    with beside(watched) as url:
+        tab = visit(url)
+        tab.at("episode")
+        tab.page.click("#episode-start")
+        shot, aim = tab.page.locator("#page-view img.shot"), tab.page.locator("#page-view .aim")
+        for step in range(2):
+            expect(tab.page.locator("#view-episode")).to_have_attribute("data-phase", "waiting", timeout=60_000)
+            expect(aim).to_have_count(1)
+            tab.page.wait_for_function("document.querySelector('#page-view img.shot').naturalWidth > 0")
+            point = session.state()["point"]
+            bid = point["steered"]["action"].split('"')[1]
+            whole, frame = shot.bounding_box(), aim.bounding_box()
+            assert whole and frame and point["step"] == step
+            found = [
+                (frame["x"] - whole["x"]) / whole["width"], (frame["y"] - whole["y"]) / whole["height"],
+                frame["width"] / whole["width"], frame["height"] / whole["height"],
+            ]  # fmt: skip
+            assert found == pytest.approx(point["boxes"][bid], abs=0.02)
+            tab.page.click("#step")
+            expect(tab.page.locator("#timeline .badges")).to_have_count(step + 1)
+        assert tab.wrong == []
+        watched.looked = False
 
 
 def test_an_edit_that_cannot_be_read_shows_the_caret_and_changes_nothing(visit: Callable[..., Tab]) -> None:
