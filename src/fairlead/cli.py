@@ -572,7 +572,8 @@ def serve(
 @click.option("--batch", type=click.IntRange(min=1), default=1024, show_default=True, help="Activations a step.")
 @click.option("--limit", "rows", type=click.IntRange(min=100), default=200_000, show_default=True,
               help="At most this many activations.")  # fmt: skip
-@click.option("--texts", type=click.Path(path_type=Path), help="Prompts, one a line.  [default: the shop's own text]")
+@click.option("--texts", type=click.Path(path_type=Path),
+              help="Prompts, one a line.  [default: a pocket model's own, else the shop's]")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @threads
 @as_json

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 
 import pytest
 
 from fairlead import dictionaries
+from fairlead.app.train import own_prompts
 
 SMALL = ("--model", "pocket/tiny", "--site", "resid.1", "--features", 20, "--k", 4, "--steps", 5, "--batch", 32)
 
@@ -43,3 +45,12 @@ def test_the_preview_is_what_the_ledger_gets(pocket, tmp_path):
     assert job.flops == pytest.approx(done.training_flops, rel=0.3)
     dense = 10 * 16 * 48 * 300 * 64
     assert done.training_flops > dense and job.flops > dense
+
+
+def test_a_pocket_model_reads_what_it_was_trained_on():
+    def first(model):
+        return next(own_prompts(model, 0))[-1].content
+
+    assert "Note" in " ".join(m[-1].content for m in islice(own_prompts("pocket/reader-s", 0), 20))
+    assert first("pocket/reader-s") != first("pocket/reader-c")
+    assert first("a/model") != first("pocket/shopper-s") and "goal" in first("a/model").lower()

@@ -10,7 +10,7 @@ from typing import Any
 
 from fairlead.app.models import open_dictionary, open_model
 from fairlead.app.texts import read_texts
-from fairlead.app.train import shop_prompts
+from fairlead.app.train import own_prompts
 from fairlead.core.errors import FairleadError
 
 EPISODES = 4  # of train, played to see whether a dictionary fits
@@ -42,10 +42,10 @@ def execute(
     tokens: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Checked:
-    """Load both, read `tokens` tokens of `texts` (one text a line; default: the shop's prompts), compare."""
+    """Load both, read `tokens` tokens of `texts` (one text a line; default: see `own_prompts`), compare."""
     from fairlead.dictionaries.check import self_check
 
-    read = shop_prompts(model, 0) if texts is None else read_texts(texts)
+    read = own_prompts(model, 0) if texts is None else read_texts(texts)
     dictionary, subject = open_dictionary(ref), open_model(model)
     found = self_check(dictionary, subject, read, tokens=tokens, progress=progress)
     tried = {

@@ -12,13 +12,13 @@ from typing import Any
 from fairlead.app.models import open_dictionary, open_model, use_threads
 from fairlead.app.placement import Settings, sized
 from fairlead.app.texts import read_texts
-from fairlead.app.train import shop_prompts
+from fairlead.app.train import own_prompts
 from fairlead.core.crew import Cluster
 from fairlead.core.errors import FairleadError
 from fairlead.core.ledger import Meter
 
 LABELS, SCREEN = "labels.jsonl", "screen"
-SHOP_TEXTS = 200  # prompts of the shop, where no texts are given
+OWN_TEXTS = 200  # prompts, where no texts are given
 FIT_WINDOWS = 5000  # windows that TF-IDF is fitted on
 
 Progress = Callable[[str, int, int], None]  # phase, done, of how many
@@ -53,8 +53,8 @@ def harvest(
     progress: Progress | None = None,
     where: Cluster | None = None,
 ) -> Harvested:
-    """Every latent of a dictionary on every token of `texts` (default: the shop's own prompts), from one pass; on the
-    workers of a cluster, `where` one is named."""
+    """Every latent of a dictionary on every token of `texts` (default: `own_prompts`), from one pass; on the workers of
+    a cluster, `where` one is named."""
     from fairlead.features import harvest_ray
     from fairlead.features.harvest import fill, indexed
     from fairlead.features.index import Index
@@ -95,7 +95,7 @@ class Reading:
         subject = self.settings.wrap(open_model)(self.model)
         dictionary = self.settings.wrap(open_dictionary)(self.dictionary)
         if read is None:
-            corpus = chats_of(subject, list(islice(shop_prompts(self.model, 0), self.limit or SHOP_TEXTS)))
+            corpus = chats_of(subject, list(islice(own_prompts(self.model, 0), self.limit or OWN_TEXTS)))
         else:
             longest = min(self.max_tokens, subject.checkpoint.shape.context)
             corpus = replace(texts_of(subject, read, max_tokens=self.max_tokens), longest=longest)

@@ -82,13 +82,17 @@ def execute(job: Training, *, progress: Callable[[str, int, int], None] | None =
 def _prompts(job: Training) -> Iterable[Messages]:
     if job.texts is not None:
         return [(Message("user", text),) for text in read_texts(job.texts)]
-    return islice(shop_prompts(job.model, job.config.seed), 2 * job.rows)
+    return islice(own_prompts(job.model, job.config.seed), 2 * job.rows)
 
 
-def shop_prompts(model: str, seed: int) -> Iterator[Messages]:
-    """What the shop's pretrain grammar gives to read: a pocket model's own mixture, else the even one."""
-    from fairlead.worlds import mixture
+def own_prompts(model: str, seed: int) -> Iterator[Messages]:
+    """What a pocket model was trained on; for any other model the shop's even mixture."""
+    from fairlead.worlds import mixture, readers
 
-    found = mixture.MIXTURES.get(model.rpartition("/")[2], mixture.TRUNK)
-    for example in mixture.examples(found, seed):
+    name = model.rpartition("/")[2]
+    if name in readers.MIXTURES:
+        stream: Iterator[Any] = readers.MIXTURES[name].examples(seed, readers.WHOLE)
+    else:
+        stream = mixture.examples(mixture.MIXTURES.get(name, mixture.TRUNK), seed)
+    for example in stream:
         yield example.messages
