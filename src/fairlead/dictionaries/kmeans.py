@@ -35,7 +35,7 @@ def fit(
     centroids = activations[places[:n_features]] - mean
     for _ in range(iterations):
         count, total, distance = _assign(activations, places, mean, centroids)
-        centroids = total / count.clamp_min(1)[:, None]
+        centroids = total.div_(count.clamp_min(1)[:, None])
         empty = (count == 0).nonzero().squeeze(1)
         centroids[empty] = activations[places[distance.topk(len(empty)).indices.cpu()]] - mean
     count = _assign(activations, places, mean, centroids)[0]
@@ -59,11 +59,11 @@ def _assign(activations: Tensor, places: Tensor, mean: Tensor, centroids: Tensor
     offset, distance = centroids.square().sum(-1) / 2, []
     count, total = torch.zeros_like(offset, dtype=torch.long), torch.zeros_like(centroids)
     for part in places.split(_ROWS):
-        x = activations[part] - mean
+        x = activations[part].sub_(mean)
         best = (x @ centroids.T).sub_(offset).max(-1)
         count += torch.bincount(best.indices, minlength=len(centroids))
         total.index_add_(0, best.indices, x)
-        distance.append(x.square().sum(-1) / 2 - best.values)
+        distance.append(x.square_().sum(-1) / 2 - best.values)
     return count, total, torch.cat(distance)
 
 

@@ -29,8 +29,8 @@ def evaluate(dictionary: SparseDictionary, activations: Tensor) -> dict[str, flo
     fired = torch.zeros(dictionary.n_features, dtype=torch.bool, device=activations.device)
     for x in _chunks(dictionary, activations):
         f = dictionary.encode(x)
-        error += float((dictionary.decode(f) - x).square().sum(dtype=torch.float64))
-        spread += float((x - mean).square().sum(dtype=torch.float64))
+        error += float(dictionary.decode(f).sub_(x).square_().sum(dtype=torch.float64))
+        spread += float((x - mean).square_().sum(dtype=torch.float64))
         active += float((f > 0).sum())
         fired |= (f > 0).any(0)
     if spread == 0.0:

@@ -112,7 +112,7 @@ class Trainer:
         self.stream, self.config, self.flops, self.seen = stream, config, 0.0, 0
         first = stream.sample(4 * config.batch)
         mean = first.mean(0)
-        self.scale = float((first - mean).square().mean().sqrt().clamp_min(1e-12))
+        self.scale = float(first.sub_(mean).square_().mean().sqrt().clamp_min(1e-12))
         d, m = stream.d_in, config.n_features
         directions = functional.normalize(torch.randn(m, d, generator=generator), dim=-1).to(first.device)
         self.encoder = directions.clone().requires_grad_()
@@ -130,7 +130,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, Tensor]:
         """One update; what it measured on its batch."""
         config = self.config
-        x = self.stream.next() / self.scale
+        x = self.stream.next().div_(self.scale)
         self.seen += len(x)
         if config.kind == "relu":
             loss, error, active = self._dense_loss(x, min(1.0, (step + 1) / max(1.0, config.warmup * config.steps)))
@@ -145,14 +145,15 @@ class Trainer:
         unexplained = error.square().sum() / (x - x.mean(0)).square().sum()
         return {"explained_variance": 1.0 - unexplained, "l0": active / len(x), "dead": dead}
 
-    def dictionary(self) -> SparseDictionary:
-        """The weights so far in the activations' own units; selection by batch is not part of it yet."""
+    def dictionary(self, *, shared: bool = False) -> SparseDictionary:
+        """The weights so far in the activations' own units; selection by batch is not part of it yet. `shared`: the
+        weights themselves, good until the next step, instead of a copy."""
         kind = self.config.kind
         return SparseDictionary(
             name=self.config.name or f"{kind}-{self.config.n_features}",
             site=self.config.site,
-            W_enc=self.encoder.detach().T.contiguous(),
-            W_dec=self.decoder.detach().clone(),
+            W_enc=self.encoder.detach().T if shared else self.encoder.detach().T.contiguous(),
+            W_dec=self.decoder.detach() if shared else self.decoder.detach().clone(),
             b_enc=self.b_enc.detach() * self.scale,
             b_dec=self.b_dec.detach() * self.scale,
             activation="relu" if kind == "relu" else "topk",

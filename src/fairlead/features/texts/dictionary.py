@@ -157,29 +157,37 @@ def _trained(
         lr=1e-3 if kind == "topk" else 3e-3, decay=0.5, dead_after=2 * n, held_out=held, seed=seed,
         name=f"texts-{kind}-{m}",
     )  # fmt: skip
+    start = kmeans.fit(rows, m, seed, iterations=20, rows=16_384).W_dec if kind == "topk" else None
     stream = Stream(rows, batch=batch, held_out=held, buffer=batch, generator=torch.Generator().manual_seed(seed))
     trainer = Trainer(stream, config, stream.generator)
-    if kind == "topk":
-        start = torch.nn.functional.normalize(kmeans.fit(rows, m, seed, iterations=20, rows=16_384).W_dec, dim=1)
+    if start is not None:
         with torch.no_grad():
-            trainer.encoder.copy_(start)
-            trainer.decoder.copy_(start)
+            trainer.encoder.copy_(torch.nn.functional.normalize(start, dim=1))
+            trainer.decoder.copy_(trainer.encoder)
+    del start
     best: tuple[float, int, SparseDictionary] | None = None
     for epoch in range(epochs):
         for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
             trainer.step(step)
         if progress:
             progress(epoch + 1, epochs)
-        found = _usable(trainer.dictionary(), stream.held_out)
+        trainer.optimizer.zero_grad(set_to_none=True)  # frees the gradients
+        found = _usable(trainer.dictionary(shared=True), stream.held_out)
         explained = quality.evaluate(found, stream.held_out)["explained_variance"]
         if best is None or explained > best[0]:
-            best = explained, epoch, found
+            best = None  # frees its weights before the next are copied
+            best = explained, epoch, _copied(found)
         elif epoch - best[1] > PATIENCE[kind]:
             break
     assert best is not None
     about = {"kind": kind, "n_features": m, "k": k, "seed": seed, "epoch": best[1] + 1, "held_out": held,
              "explained_variance": best[0]}  # fmt: skip
     return quality.with_statistics(best[2], rows).replace(training_flops=trainer.flops, metadata=about)
+
+
+def _copied(found: SparseDictionary) -> SparseDictionary:
+    """With weights of its own."""
+    return found.replace(W_enc=found.W_enc.clone(memory_format=torch.contiguous_format), W_dec=found.W_dec.clone())
 
 
 def _usable(dictionary: SparseDictionary, held_out: Tensor) -> SparseDictionary:
