@@ -1,12 +1,14 @@
 """What an edit of its own costs each request of one batch, and how the server's loop stands beside others.
 
-    python -m benchmarks.serving [--rounds 12] [--model pocket|small|medium] [--peers] [--json OUT]
+    python -m benchmarks.serving [--rounds 12] [--model pocket|small|medium|wide] [--steps|--peers] [--json OUT]
 
 Every round runs all conditions once, in shuffled order; each gives one ratio, its CPU seconds of this one-thread
 process against those of the reference in the same round, so that a busy machine does not drown it. Reported: the
 median ratio over rounds and the 95 % bootstrap interval of that median, as tokens per second relative to the
 reference (above 1: faster). Weights are random: cost does not depend on what they mean. 16 rows, 16-token prompts,
-greedy tokens, clamps of one watched latent each unless it says otherwise.
+greedy tokens, clamps of one watched latent each unless it says otherwise. Beside whole runs, steps of decoding alone
+are compared on one cache: each step is read with every set of edits, in shuffled order, before the next one. What a
+busy machine does then falls on all of them, so that a few percent can be told; --steps does nothing else.
 
 Targets: 16 different edits against 16 unedited rows in the same loop >= 0.95; against transformers' `generate` with
 hooks per request >= 1.2; a clamp at d_sae 65,536 by watched rows against full encode and decode >= 5 (the site alone).
@@ -47,6 +49,7 @@ MODELS = {
     "pocket": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384, "vocab_size": 1024, "heads": 4},
     "small": {"hidden_size": 384, "num_hidden_layers": 8, "intermediate_size": 1280, "vocab_size": 8192, "heads": 6},
     "medium": {"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2304, "vocab_size": 8192, "heads": 12},
+    "wide": {"hidden_size": 1024, "num_hidden_layers": 12, "intermediate_size": 2816, "vocab_size": 8192, "heads": 16},
 }
 ROWS, PROMPT, NEW = 16, 16, 32
 PEERS = ("nnsight", "steering-vectors", "pyvene", "repeng", "transformer-lens", "sae-lens")
@@ -176,16 +179,47 @@ def ratio(reference: list[float], own: list[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "low": float(low), "high": float(high), "n": len(ratios)}
 
 
-def conditions(net: Any, held: SparseDictionary, site: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
-    prompts = (np.arange(ROWS * PROMPT).reshape(ROWS, PROMPT) * 7) % net.config.vocab_size
+def prompts_of(net: Any) -> np.ndarray[Any, Any]:
+    return (np.arange(ROWS * PROMPT).reshape(ROWS, PROMPT) * 7) % int(net.config.vocab_size)
+
+
+def lines_at(site: int) -> dict[str, list[str]]:
+    """What the rows' edits are, by condition."""
     at = f"@resid.{site}: "
-    lines = {
+    return {
         "unedited": [""] * ROWS,
         "16 different clamps": [f"{at}{i} = 1" for i in range(ROWS)],
         "16 times the same clamp": [f"{at}0 = 1"] * ROWS,
         "16 different gated clamps": [f"{at}{i} = 1 at generated when {i + 20} > 0.{i:02d}" for i in range(ROWS)],
         "16 times 8 different edits": ["; ".join(f"{at}{8 * i + j} += 0.1" for j in range(8)) for i in range(ROWS)],
     }
+
+
+def steps_alone(net: Any, held: SparseDictionary, site: int, count: int, rng: random.Random) -> dict[str, list[float]]:
+    """CPU seconds of decode steps by condition, a sum a round, on one cache and with the conditions' turns shuffled at
+    every step."""
+    loops = {name: Loop(net, held, own) for name, own in lines_at(site).items()}
+    rows, prompts = loops["unedited"].rows, prompts_of(net)
+
+    def read(name: str, pieces: list[Piece]) -> float:
+        engine = loops[name].engine
+        return timed(lambda: rows.forward(0, pieces, lambda span: engine.hooks(span, rows.room)))[0]
+
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(count + 1):
+        read("unedited", [Piece(own, 0, PROMPT) for own in prompts])
+        found = dict.fromkeys(loops, 0.0)
+        for start in range(PROMPT, PROMPT + NEW):
+            pieces = [Piece(own[start % PROMPT :][:1], start, PROMPT, None, 0, True) for own in prompts]
+            for name in rng.sample(list(loops), len(loops)):
+                found[name] += read(name, pieces)
+        for name, own in found.items():
+            seconds[name] += [own] if turn else []  # the first round is to warm up
+    return seconds
+
+
+def conditions(net: Any, held: SparseDictionary, site: int, compiled: bool = False) -> dict[str, Callable[[], Any]]:
+    prompts, lines = prompts_of(net), lines_at(site)
     found: dict[str, Callable[[], Any]] = {}
     for name, own in lines.items():
         loop = Loop(net, held, own)
@@ -232,9 +266,12 @@ def peers(shape: dict[str, int], count: int) -> dict[str, Any]:
 @click.option("--rounds", "count", default=12, show_default=True)
 @click.option("--model", "names", multiple=True, type=click.Choice(list(MODELS)), default=["pocket", "medium"])
 @click.option("--peers", "with_peers", is_flag=True, help="Instead: ours against other libraries.")
+@click.option("--steps", "only_steps", is_flag=True, help="Only steps of decoding alone.")
 @click.option("--compiled", is_flag=True, help="The compiled step too (Inductor; minutes to compile).")
 @click.option("--json", "out", type=click.Path(path_type=Path))
-def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, out: Path | None) -> None:
+def main(
+    count: int, names: tuple[str, ...], with_peers: bool, only_steps: bool, compiled: bool, out: Path | None
+) -> None:
     torch.set_num_threads(1)
     rng = random.Random(0)
     told: dict[str, Any] = {"rounds": count}
@@ -245,6 +282,12 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, o
         net = build(MODELS[name])
         site = MODELS[name]["num_hidden_layers"] // 2
         held = dictionary(MODELS[name]["hidden_size"], 2048, f"resid.{site}")
+        alone = steps_alone(net, held, site, count, rng)
+        alone_told = {key: ratio(alone["unedited"], own) for key, own in alone.items()}
+        milliseconds = 1e3 * statistics.median(alone["unedited"]) / NEW
+        told[name] = {"steps of decoding alone": alone_told, "CPU milliseconds a step, unedited": milliseconds}
+        if only_steps:
+            continue
         work = conditions(net, held, site, compiled)
         same = work["16 different clamps"]() == work["generate, hook per request"]()
         seconds = rounds(work, count, rng)
@@ -256,12 +299,12 @@ def main(count: int, names: tuple[str, ...], with_peers: bool, compiled: bool, o
             told.setdefault("compiled gated clamps relative to compiled unedited rows", {})[name] = ratio(
                 seconds["compiled, unedited"], own
             )
-        told[name] = {"speed relative to unedited rows": rows, "relative to generate with hooks": against,
-                      "tokens equal those of generate with hooks": same,
-                      "tokens per CPU second, unedited": ROWS * NEW / statistics.median(plain)}  # fmt: skip
-    if not with_peers:
-        alone = rounds(clamp_alone(256, 65_536), max(3, count // 2), rng)
-        told["clamp at d_sae 65,536, watched rows relative to full"] = ratio(alone["full"], alone["watched"])
+        told[name] |= {"speed relative to unedited rows": rows, "relative to generate with hooks": against,
+                       "tokens equal those of generate with hooks": same,
+                       "tokens per CPU second, unedited": ROWS * NEW / statistics.median(plain)}  # fmt: skip
+    if not with_peers and not only_steps:
+        site_alone = rounds(clamp_alone(256, 65_536), max(3, count // 2), rng)
+        told["clamp at d_sae 65,536, watched rows relative to full"] = ratio(site_alone["full"], site_alone["watched"])
     click.echo(json.dumps(told, indent=1))
     if out:
         out.write_text(json.dumps(told, indent=1))

@@ -73,9 +73,11 @@ def read(x: Tensor, view: View) -> Tensor:
 
 def written(x: Tensor, total: Tensor, view: View) -> Tensor:
     """x [n, T, d] moved along the written directions by total [n, T, k]."""
-    if total.shape[-1] == 1:
-        return torch.addcmul(x, total, view.cut["write"])
-    return torch.baddbmm(x, total, view.cut["write"])
+    width = view.write.shape[1]
+    moved = total if total.shape[-1] == width else total[..., :width]
+    if width == 1:
+        return torch.addcmul(x, moved, view.write)
+    return torch.baddbmm(x, moved, view.write)
 
 
 def change(z: Tensor, view: View, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -121,7 +123,7 @@ class Acts:
                 cut = tables[name]
                 view = View(
                     0, h.shape[0], cut["steered"], False, True, True, sizes.conditions > 0, None, False, [],
-                    levels_of(cut), h.new_zeros((), dtype=torch.float32), dict(cut),
+                    levels_of(cut), cut["write"], h.new_zeros((), dtype=torch.float32), dict(cut),
                 )  # fmt: skip
                 x = h.float()
                 z = seen[name] = read(x, view)

@@ -65,6 +65,7 @@ class View:
     generated: Tensor | None | bool
     full: list[tuple[Any, list[int], Tensor]]  # (dictionary, rows of the span, latents [r, 1, k])
     levels: list[Level]
+    write: Tensor  # [n, columns, d] without those behind the last that any row writes: gates' readings stand there
     zero: Tensor  # a number would be made a tensor at every use
     cut: dict[str, Tensor] = field(default_factory=dict)
 
@@ -85,11 +86,13 @@ def make_view(tables: RowTables, own: Sequence[RowSite | None], first: int, devi
     conditions = any(o is not None and o.conditions for o in own)
     steered = [o is not None for o in own]
     cut = tables.cut(first, count)
+    written = 1 + max((column for o in own if o is not None for _, column in o.masks), default=0)
     return View(
         first, count, None if all(steered) else torch.tensor(steered, device=device)[:, None, None],
         not bool(cut["theta"].any()), bool(cut["bounded"].any()), not plain, conditions,
         _simple(tables, own, device) if conditions else None, _generated(code_here, own),
-        _full(own, device, tables.sizes.k), levels_of(cut), cut["b"].new_zeros(()), cut,
+        _full(own, device, tables.sizes.k), levels_of(cut), cut["write"][:, :written],
+        cut["b"].new_zeros(()), cut,
     )  # fmt: skip
 
 
