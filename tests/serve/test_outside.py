@@ -42,6 +42,7 @@ async def test_the_official_client(endpoint: Endpoint) -> None:
         about: Any = last.model_extra
         assert last.choices[0].finish_reason in ("stop", "length") and events[-1].usage
         assert about["fairlead"]["edits"][0]["fired"] > 0 and "default" in about["fairlead"]
+        assert (events[-1].model_extra or {})["fairlead"] == about["fairlead"]  # who keeps the last event has all of it
         again = await client.chat.completions.create(**ask(), extra_body={"edits": "3 += 4 at prompt"})
         assert again.choices[0].message.content == said
         text = await client.completions.create(model=MODEL, prompt="goal: buy", max_tokens=3, logprobs=1)

@@ -56,15 +56,15 @@ class Shape:
 
     def closing(self, answer: Answer, streamed: bool) -> Iterator[str]:
         """The last events; with all of the text where nothing was streamed."""
+        about = {"system_fingerprint": answer.fingerprint[:12], "fairlead": self._about(answer)}
         for index, choice in enumerate(answer.choices):
             if not streamed and choice.text:
                 yield self.piece(index, choice.text, choice.tokens or ())
             empty: dict[str, Any] = {"text": ""} if self.text else {"delta": {}}
             last = index == len(answer.choices) - 1
-            more = {"system_fingerprint": answer.fingerprint[:12], "fairlead": self._about(answer)} if last else {}
-            yield self._event(index, empty, None, choice.reason, **more)
-        if self.ask.usage:
-            yield _line({**self._chunk(), "choices": [], "usage": _usage(answer, self.ask.n)})
+            yield self._event(index, empty, None, choice.reason, **(about if last else {}))
+        if self.ask.usage:  # the last event holds all that is told of the answer, asked for usage or not
+            yield _line({**self._chunk(), "choices": [], "usage": _usage(answer, self.ask.n), **about})
         yield DONE
 
     def _event(
