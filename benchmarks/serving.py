@@ -14,7 +14,7 @@ Targets: 16 different edits against 16 unedited rows in the same loop >= 0.95; a
 hooks per request >= 1.2; a clamp at d_sae 65,536 by watched rows against full encode and decode >= 5 (the site alone).
 With --peers, each library that has a virtual environment of its own in $FAIRLEAD_BENCH_VENVS (see
 benchmarks/serving_peer.py) is run instead, on the same weights and prompts, a process each, all of a round at once;
-what is not installed is named as absent. interp-engine is not among them: its eager engine takes one prompt a call.
+what is not installed is named as absent. interp-engine's eager engine takes one prompt a call: 16 calls.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MODELS = {
     "wide": {"hidden_size": 1024, "num_hidden_layers": 12, "intermediate_size": 2816, "vocab_size": 8192, "heads": 16},
 }
 ROWS, PROMPT, NEW = 16, 16, 32
-PEERS = ("nnsight", "steering-vectors", "pyvene", "repeng", "transformer-lens", "sae-lens")
+PEERS = ("nnsight", "steering-vectors", "pyvene", "repeng", "transformer-lens", "sae-lens", "interp-engine")
 
 
 def build(shape: dict[str, int]) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -98,15 +99,40 @@ def pyvene(folder: str) -> Run:
     )  # fmt: skip
 
 
-def nnsight(folder: str) -> Run:
-    from nnsight import LanguageModel  # type: ignore[import-not-found]
+def words(model: Any) -> Any:
+    """A tokenizer, for who asks for one: a word a token."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
+    every = Tokenizer(models.WordLevel({str(i): i for i in range(model.config.vocab_size)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=every, pad_token="0")
+
+
+def interp_engine(folder: str) -> Run:
+    """Its eager engine takes one prompt a call, so the 16 are answered one after the other."""
+    from interp_engine import SteerSpec, generate_stream, load_model, steer  # type: ignore[import-not-found]
+
+    net = load(folder)
+    with tempfile.TemporaryDirectory() as own:
+        net.save_pretrained(own)
+        words(net).save_pretrained(own)
+        held = load_model(own, backend="eager", device="cpu", dtype="float32")
+    spec, ids = SteerSpec(vector(net), net.config.num_hidden_layers // 2), prompts(net.config.vocab_size)
+
+    def answer(row: torch.Tensor) -> list[int]:
+        with steer(held, [spec]):
+            return [s.token_id for s in generate_stream(held, row[None], max_tokens=NEW, temperature=0.0,
+                                                        stop_at_eos=False)]  # fmt: skip
+
+    return lambda: [answer(row) for row in ids]
+
+
+def nnsight(folder: str) -> Run:
+    from nnsight import LanguageModel  # type: ignore[import-not-found]
+
     net = load(folder)
     site, d, ids = net.config.num_hidden_layers // 2, vector(net), prompts(net.config.vocab_size)
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(net.config.vocab_size)}, unk_token="0"))
-    held = LanguageModel(net, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0"))
+    held = LanguageModel(net, tokenizer=words(net))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def one() -> Any:
@@ -170,6 +196,7 @@ def _lens_run(lens: Any) -> Run:
 
 PEERS = {
     "fairlead": fairlead, "steering-vectors": steering_vectors, "repeng": repeng, "pyvene": pyvene, "nnsight": nnsight,
+    "interp-engine": interp_engine,
     "transformer-lens": transformer_lens, "sae-lens": sae_lens,
 }  # fmt: skip
 
