@@ -206,4 +206,4 @@ async def test_a_larger_crowd_in_flat_memory(models: Any) -> None:
     got = await crowd(models, 2000, 200)
     print(got)  # noqa: T201  # for who runs it with -s
     assert got["answers"] == 2000 and not got["differ"], got
-    assert got["memory"][-1] < got["memory"][4] * 1.05, got["memory"]
+    assert got["memory"][-1] < got["memory"][9] * 1.01, got["memory"]  # what is kept of answers has reached its bound

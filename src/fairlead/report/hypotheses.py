@@ -26,7 +26,7 @@ WORDS = {
     "texts.ngrams": ("A list of words and phrases", "as many words or phrases as there are rules"),
     "texts.topics": ("Topics", "groups of words that occur together"),
     "texts.kmeans": ("Groups of similar texts", "each text belongs to the nearest group"),
-    "texts.pca": ("Main directions of variation", "where texts differ most from each other"),
+    "texts.pca": ("Main directions (PCA)", "where texts differ most from each other"),
     "texts.random": ("Random directions", "a floor: patterns drawn blindly"),
     "texts.dense": ("Everything the embedding knows", "a ceiling: it predicts, and explains nothing"),
 }

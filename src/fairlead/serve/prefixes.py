@@ -16,6 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 Ids = npt.NDArray[np.int64]
+MANY = 512  # pasts: a new prompt is set against each of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,8 @@ class Past:
     @property
     def size(self) -> int:
         """Bytes."""
-        return sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in self.held)
+        rows = self.ids.nbytes + self.signatures.nbytes + self.fired.nbytes
+        return rows + sum(k.numel() * k.element_size() + v.numel() * v.element_size() for k, v in self.held)
 
 
 def common(a: Ids, sa: Ids, b: Ids, sb: Ids, depends: int) -> int:
@@ -43,7 +45,7 @@ def common(a: Ids, sa: Ids, b: Ids, sb: Ids, depends: int) -> int:
 
 
 class Prefixes:
-    """At most `most` bytes of pasts."""
+    """At most `most` bytes of pasts, and at most MANY of them."""
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
@@ -72,7 +74,7 @@ class Prefixes:
             mine = old.key == past.key and len(old.ids) <= len(past.ids)
             if mine and common(old.ids, old.signatures, past.ids, past.signatures, depends) == len(old.ids):
                 self._drop(number)
-        while self.bytes + past.size > self.most:
+        while self.bytes + past.size > self.most or len(self) >= MANY:
             self._drop(next(iter(self._pasts)))
         self._pasts[self._next] = past
         self._next += 1
