@@ -221,6 +221,12 @@ BODIES = st.sampled_from(
     ]
 ) | st.binary(max_size=200)
 
+FORM = "application/x-www-form-urlencoded"
+ORDINARY = [
+    ("GET", "/", b"", "127.0.0.1", "", True), ("POST", "/act", b"do=add%3Ap0", "127.0.0.1", FORM, True),
+    ("GET", "/", b"", "evil.example", "", True), ("GET", "/", b"", "127.0.0.1", "", False),
+]  # fmt: skip
+
 
 def test_the_server_never_fails_inside() -> None:
     """Random HTTP over loopback, by hand: 400s and closed connections are answers, a 500 is a fault."""
@@ -240,6 +246,7 @@ def test_the_server_never_fails_inside() -> None:
             min_size=1, max_size=6,
         ),
     )  # fmt: skip
+    @example(instance(CATEGORIES[0], "train", 0, TRAPS[0]), ORDINARY)  # drawn ones may hold no page and no act
     def one(ins, calls) -> None:
         loop.run_until_complete(play(ins, calls))
 
